@@ -67,11 +67,16 @@ def attend(
     """
     if backend != "xla":
         raise ValueError(f"unknown attention back end {backend!r}: this version has 'xla'")
-    scale = q.shape[-1] ** -0.5
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(visible(queries, keys)[:, None], logits, -1e30)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    q = q * q.shape[-1] ** -0.5
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    logits += jnp.where(visible(queries, keys), 0.0, -1e30)[:, None]
+    # Dividing after the second product, not before it, saves a pass over the largest array.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
+    return (out / total).astype(v.dtype)
 
 
 def empty_cache(batch: int, capacity: int, heads: int, head_dim: int, dtype=jnp.float32) -> Cache:

@@ -1,0 +1,343 @@
+"""The Q-Former video tokenizer (EVATok sec. 3.1): patches -> ragged 1D tokens -> patches.
+
+Encoder: 1D queries, pooled from the patches of their own block, read the patches. Decoder: 3D
+queries, one for each patch, read the 1D tokens. Both halves are block-causal in self- and
+cross-attention, so each also runs block by block over a cache, and the full pass equals its block
+steps: search, streaming and the generator's decoder stand on that.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from evatok_jax.geometry import Geometry
+from evatok_jax.models.attention import TRUNCATED, Cache, MultiHeadAttention, Rows, empty_cache
+from evatok_jax.models.pyramid import pyramid
+from evatok_jax.models.quantizer import Quantized, VectorQuantizer
+from evatok_jax.models.ragged import (
+    Layout,
+    block_rows,
+    layout,
+    look_up,
+    take_firsts,
+    take_slots,
+)
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Width, depth and heads of one transformer stack; the MLP is four times as wide."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything that shapes a tokenizer's parameters and arithmetic.
+
+    Attributes:
+      geometry: clip, patch and token levels.
+      encoder, decoder: the two Q-Former stacks ("S-B": 512/6/8 and 768/12/12).
+      codebook_size, code_dim: the codebook (16384 x 8 by default, GigaTok).
+      bottleneck: width of the projection between the stacks and the codebook.
+      entropy_temperature: of the soft assignment in the entropy loss.
+      dtype: compute type of the stacks; norms, softmax and codebook distances stay in fp32.
+      unroll: layers of a scan that are unrolled (speed against compile time).
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    geometry: Geometry
+    encoder: StackConfig
+    decoder: StackConfig
+    codebook_size: int = 16384
+    code_dim: int = 8
+    bottleneck: int = 256
+    entropy_temperature: float = 0.01
+    dtype: str = "float32"
+    unroll: int = 1
+    remat: bool = False
+
+
+@flax.struct.dataclass
+class StepCache:
+    """Self- and cross-attention caches of a stack, stacked over its layers."""
+
+    self_attention: Cache
+    cross_attention: Cache
+
+
+@flax.struct.dataclass
+class Side:
+    """The fixed inputs of a stack: positions and descriptors of queries, and the references.
+
+    Attributes:
+      queries: Rows of the queries; positions: [b, n, d] added to their q and k.
+      references: Rows of the references; reference_k: [b, m, d] with position, reference_v without.
+      query_count, reference_count: int32 [b], real positions, for appending to caches.
+    """
+
+    queries: Rows
+    positions: jax.Array
+    references: Rows
+    reference_k: jax.Array
+    reference_v: jax.Array
+    query_count: jax.Array
+    reference_count: jax.Array
+
+
+class QFormerLayer(nn.Module):
+    """Self-attention over queries, cross-attention to references, MLP; pre-norm (GigaTok)."""
+
+    stack: StackConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], side: Side, cache: StepCache | None
+    ) -> tuple[Float[Array, "b n d"], StepCache | None]:
+        width, heads = self.stack.width, self.stack.heads
+
+        def norm(name, x):
+            return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(self.dtype)
+
+        past = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
+        h = norm("self_norm", x)
+        placed = h + side.positions
+        h, own = MultiHeadAttention(width, heads, self.dtype, name="self_attention")(
+            placed, placed, h, side.queries, side.queries, past[0], side.query_count
+        )
+        x = x + h
+        h = norm("cross_norm", x) + side.positions
+        h, cross = MultiHeadAttention(width, heads, self.dtype, name="cross_attention")(
+            h,
+            side.reference_k,
+            side.reference_v,
+            side.queries,
+            side.references,
+            past[1],
+            side.reference_count,
+        )
+        x = x + h
+        h = norm("mlp_norm", x)
+        h = nn.Dense(4 * width, dtype=self.dtype, kernel_init=TRUNCATED, name="mlp_in")(h)
+        h = nn.gelu(h, approximate=False)
+        h = nn.Dense(width, dtype=self.dtype, kernel_init=TRUNCATED, name="mlp_out")(h)
+        return x + h, None if cache is None else StepCache(own, cross)
+
+
+class QFormer(nn.Module):
+    """A stack of Q-Former layers, scanned over stacked parameters."""
+
+    stack: StackConfig
+    dtype: jnp.dtype
+    unroll: int = 1
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, side: Side, cache: StepCache | None = None):
+        layer = nn.remat(QFormerLayer, prevent_cse=False) if self.remat else QFormerLayer
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
+            length=self.stack.layers,
+            unroll=min(self.unroll, self.stack.layers),
+        )
+        return layers(self.stack, self.dtype, name="layers")(x, side, cache)
+
+    def empty_cache(self, batch: int, queries: int, references: int) -> StepCache:
+        """A cache with room for that many queries and references."""
+
+        def stacked(capacity):
+            heads = self.stack.heads
+            cache = empty_cache(batch, capacity, heads, self.stack.width // heads, self.dtype)
+            return jax.tree.map(lambda x: jnp.stack([x] * self.stack.layers), cache)
+
+        return StepCache(stacked(queries), stacked(references))
+
+
+class Tokenizer(nn.Module):
+    """Encoder, codebook and decoder. Pixels are floats in [-0.5, 0.5]."""
+
+    config: TokenizerConfig
+
+    def setup(self):
+        c = self.config
+        g = c.geometry
+        dtype = jnp.dtype(c.dtype)
+
+        def dense(width):
+            return nn.Dense(width, dtype=dtype, kernel_init=TRUNCATED)
+
+        def norm():
+            return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32)
+
+        def table(name, entries, width):
+            return self.param(name, TRUNCATED, (g.blocks, entries, width))
+
+        self.patch_in = dense(c.encoder.width)
+        self.query_in = dense(c.encoder.width)
+        self.encoder = QFormer(c.encoder, dtype, c.unroll, c.remat)
+        self.encoder_patch_positions = table("enc_pos3d", g.block_patches, c.encoder.width)
+        self.encoder_token_positions = table("enc_pos1d", g.max_block, c.encoder.width)
+        self.latent_norm, self.latent_mid, self.latent_out = (
+            norm(),
+            dense(c.bottleneck),
+            nn.Dense(c.code_dim, kernel_init=TRUNCATED),
+        )
+        self.quantizer = VectorQuantizer(c.codebook_size, c.code_dim, c.entropy_temperature)
+        self.code_in, self.code_norm, self.code_out = (
+            dense(c.bottleneck),
+            norm(),
+            dense(c.decoder.width),
+        )
+        self.decoder = QFormer(c.decoder, dtype, c.unroll, c.remat)
+        self.decoder_patch_positions = table("dec_pos3d", g.block_patches, c.decoder.width)
+        self.decoder_token_positions = table("dec_pos1d", g.max_block, c.decoder.width)
+        self.pixel_norm, self.pixel_out = norm(), dense(g.patch_values)
+
+    # ---- whole clips ---------------------------------------------------------------------------
+
+    def __call__(
+        self, video: Float[Array, "b f h w 3"], lengths: Int[Array, "b t"], size: int
+    ) -> tuple[Float[Array, "b f h w 3"], Quantized]:
+        """Reconstructs clips under an assignment, in rows of `size` 1D tokens."""
+        quantized = self.quantizer(self.encode(video, lengths, size), layout(lengths, size))
+        return self.decode(quantized.vectors, lengths), quantized
+
+    def encode(
+        self, video: Float[Array, "b f h w 3"], lengths: Int[Array, "b t"], size: int
+    ) -> Float[Array, "b s c"]:
+        """Latents before the quantiser, not yet normalised; [b, size, code_dim]."""
+        z, _ = self._encode(self.patchify(video), layout(lengths, size), 0, None)
+        return z
+
+    def decode(
+        self, vectors: Float[Array, "b s c"], lengths: Int[Array, "b t"]
+    ) -> Float[Array, "b f h w 3"]:
+        """Pixels from code vectors; not clamped."""
+        rows = layout(lengths, vectors.shape[1])
+        patches, _ = self._decode(vectors, rows, 0, None)
+        return self.unpatchify(patches)
+
+    def quantize(self, z: Float[Array, "b s c"], rows: Layout) -> Quantized:
+        """Nearest codes of latents."""
+        return self.quantizer(z, rows)
+
+    def look_up(self, codes: Int[Array, "b s"]) -> Float[Array, "b s c"]:
+        """Code vectors of ids, as `decode` wants them."""
+        return self.quantizer.look_up(codes)
+
+    # ---- block by block ------------------------------------------------------------------------
+
+    def encoder_cache(self, batch: int) -> StepCache:
+        """An empty cache for `encode_step`."""
+        g = self.config.geometry
+        return self.encoder.empty_cache(batch, g.max_length, g.blocks * g.block_patches)
+
+    def decoder_cache(self, batch: int) -> StepCache:
+        """An empty cache for `decode_step`."""
+        g = self.config.geometry
+        return self.decoder.empty_cache(batch, g.blocks * g.block_patches, g.max_length)
+
+    def encode_step(
+        self,
+        cache: StepCache,
+        frames: Float[Array, "b f h w 3"],
+        lengths: Int[Array, " b"],
+        block: Int[Array, ""],
+        size: int,
+    ) -> tuple[StepCache, Float[Array, "b s c"]]:
+        """Latents of one block of `lengths` tokens in `size` positions, given the earlier blocks."""
+        rows = layout(lengths[:, None], size, first_block=block)
+        z, cache = self._encode(self.patchify(frames), rows, block, cache)
+        return cache, z
+
+    def decode_step(
+        self,
+        cache: StepCache,
+        vectors: Float[Array, "b s c"],
+        lengths: Int[Array, " b"],
+        block: Int[Array, ""],
+    ) -> tuple[StepCache, Float[Array, "b f h w 3"]]:
+        """Frames of one block from its tokens' vectors, given the earlier blocks."""
+        rows = layout(lengths[:, None], vectors.shape[1], first_block=block)
+        patches, cache = self._decode(vectors, rows, block, cache)
+        return cache, self.unpatchify(patches)
+
+    # ---- shared by both: t blocks from `first` on ----------------------------------------------
+
+    def _encode(self, patches, rows: Layout, first, cache):
+        b, t, p = patches.shape[:3]
+        h, w = self.config.geometry.grid
+        features = self.patch_in(patches)
+        grid = features.reshape(b, t, h, w, -1)
+        local = rows.replace(block=jnp.where(rows.valid, rows.block - first, 0))
+        queries = self.query_in(take_slots(pyramid(grid), local))
+        positions = _blocks(self.encoder_patch_positions, first, t).reshape(t * p, -1)
+        flat = features.reshape(b, t * p, -1)
+        side = Side(
+            queries=rows.rows,
+            positions=look_up(self.encoder_token_positions, rows).astype(queries.dtype),
+            references=block_rows(b, t, p, first),
+            reference_k=flat + positions.astype(flat.dtype),
+            reference_v=flat,
+            query_count=rows.lengths.sum(axis=1),
+            reference_count=jnp.full(b, t * p, jnp.int32),
+        )
+        x, cache = self.encoder(queries, side, cache)
+        x = self.latent_mid(self.latent_norm(x))
+        return self.latent_out(x.astype(jnp.float32)), cache
+
+    def _decode(self, vectors, rows: Layout, first, cache):
+        b, t = rows.lengths.shape
+        p = self.config.geometry.block_patches
+        tokens = self.code_out(self.code_norm(self.code_in(vectors)))
+        # The 3D queries of a block all start as its first token; positions tell them apart.
+        queries = jnp.repeat(take_firsts(tokens, rows), p, axis=1)
+        positions = _blocks(self.decoder_patch_positions, first, t).reshape(1, t * p, -1)
+        places = look_up(self.decoder_token_positions, rows)
+        side = Side(
+            queries=block_rows(b, t, p, first),
+            positions=positions.astype(queries.dtype),
+            references=rows.rows,
+            reference_k=tokens + places.astype(tokens.dtype),
+            reference_v=tokens,
+            query_count=jnp.full(b, t * p, jnp.int32),
+            reference_count=rows.lengths.sum(axis=1),
+        )
+        x, cache = self.decoder(queries, side, cache)
+        patches = self.pixel_out(self.pixel_norm(x)).astype(jnp.float32)
+        return patches.reshape(b, t, p, -1), cache
+
+    def patchify(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p v"]:
+        """Cuts frames into blocks of flattened patches."""
+        f, h, w = self.config.geometry.patch
+        return rearrange(
+            video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w
+        )
+
+    def unpatchify(self, patches: Float[Array, "b t p v"]) -> Float[Array, "b f h w 3"]:
+        """The inverse of `patchify`."""
+        f, h, w = self.config.geometry.patch
+        return rearrange(
+            patches,
+            "b t (i j) (f h w c) -> b (t f) (i h) (j w) c",
+            i=self.config.geometry.grid[0],
+            f=f,
+            h=h,
+            w=w,
+        )
+
+
+def _blocks(table, first, count: int):
+    """`count` entries of a per-block table from block `first` on."""
+    return jax.lax.dynamic_slice_in_dim(table, first, count, 0)

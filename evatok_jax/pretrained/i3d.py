@@ -1,0 +1,140 @@
+"""I3D (Carreira and Zisserman 2017) trained on Kinetics-400: the TF-Hub network that FVD uses.
+
+Plain functions of the weights. Batch norm (epsilon 1e-3, no scale) is folded into the convolution
+before it when the weights are loaded. Padding is TensorFlow's SAME, as XLA has it too.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from evatok_jax import assets
+
+Params = Mapping[str, Mapping[str, Array]]
+
+CLASSES = 400
+MIN_FRAMES = 9  # fewer leave one frame after the three halvings, and the average pool takes two
+SIDE = 224
+_EPSILON = 1e-3
+
+# Output channels of the branches of each Inception module: 1x1; 1x1 then 3x3; the same; pool then 1x1.
+_MIXED = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+
+
+def i3d_spec() -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes and types of the folded weights, known without any file."""
+    units = {
+        "Conv3d_1a_7x7": (7, 3, 64),
+        "Conv3d_2b_1x1": (1, 64, 64),
+        "Conv3d_2c_3x3": (3, 64, 192),
+    }
+    channels = 192
+    for name, (a, b, c, d, e, f) in _MIXED.items():
+        units[f"{name}/Branch_0/Conv3d_0a_1x1"] = (1, channels, a)
+        units[f"{name}/Branch_1/Conv3d_0a_1x1"] = (1, channels, b)
+        units[f"{name}/Branch_1/Conv3d_0b_3x3"] = (3, b, c)
+        units[f"{name}/Branch_2/Conv3d_0a_1x1"] = (1, channels, d)
+        units[f"{name}/Branch_2/Conv3d_0b_3x3"] = (3, d, e)
+        units[f"{name}/Branch_3/Conv3d_0b_1x1"] = (1, channels, f)
+        channels = a + c + e + f
+    units["Logits/Conv3d_0c_1x1"] = (1, channels, CLASSES)
+    return {
+        unit: {
+            "kernel": jax.ShapeDtypeStruct((size,) * 3 + (into, out), jnp.float32),
+            "bias": jax.ShapeDtypeStruct((out,), jnp.float32),
+        }
+        for unit, (size, into, out) in units.items()
+    }
+
+
+def load_i3d() -> dict[str, dict[str, np.ndarray]]:
+    """The real weights, fp32, batch norm folded in, in the tree that `i3d_spec` describes.
+
+    Raises assets.AssetMissing where they were not fetched.
+    """
+    arrays = assets.load_weights("i3d")
+    params = {}
+    for unit, leaves in i3d_spec().items():
+        kernel = arrays[f"params/{unit}/Conv_0/kernel"].astype(np.float64)
+        if unit.startswith("Logits"):
+            bias = arrays[f"params/{unit}/Conv_0/bias"]
+        else:
+            norm = f"{unit}/BatchNorm_0"
+            scale = 1 / np.sqrt(arrays[f"batch_stats/{norm}/var"].astype(np.float64) + _EPSILON)
+            mean = arrays[f"batch_stats/{norm}/mean"]
+            bias = arrays[f"params/{norm}/bias"] - (mean * scale).reshape(-1)
+            kernel = kernel * scale
+        params[unit] = {
+            "kernel": kernel.astype(np.float32).reshape(leaves["kernel"].shape),
+            "bias": bias.astype(np.float32).reshape(leaves["bias"].shape),
+        }
+    return params
+
+
+def i3d_logits(
+    params: Params, video: Float[Array, "n t h w 3"], dtype: jnp.dtype = jnp.float32
+) -> Float[Array, "n 400"]:
+    """Kinetics-400 logits, the features of FVD.
+
+    Args:
+      params: the tree of `load_i3d()`.
+      video: pixels in [-1, 1]; frames are resized to 224x224, bilinearly, without antialias.
+      dtype: type of the convolutions.
+
+    Raises ValueError for clips of fewer than 9 frames.
+    """
+    frames = video.shape[1]
+    if frames < MIN_FRAMES:
+        raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames or more, got {frames}")
+
+    def unit(x: Array, name: str, stride: int = 1) -> Array:
+        kernel, bias = params[name]["kernel"].astype(dtype), params[name]["bias"].astype(dtype)
+        return jax.nn.relu(_conv(x, kernel, stride) + bias)
+
+    shape = (*video.shape[:2], SIDE, SIDE, 3)
+    x = jax.image.resize(video, shape, "linear", antialias=False).astype(dtype)
+    x = unit(x, "Conv3d_1a_7x7", 2)
+    x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+    x = unit(unit(x, "Conv3d_2b_1x1"), "Conv3d_2c_3x3")
+    x = _max_pool(x, (1, 3, 3), (1, 2, 2))
+    for name in _MIXED:
+        if name == "Mixed_4b":
+            x = _max_pool(x, (3, 3, 3), (2, 2, 2))
+        elif name == "Mixed_5b":
+            x = _max_pool(x, (2, 2, 2), (2, 2, 2))
+        branches = (
+            unit(x, f"{name}/Branch_0/Conv3d_0a_1x1"),
+            unit(unit(x, f"{name}/Branch_1/Conv3d_0a_1x1"), f"{name}/Branch_1/Conv3d_0b_3x3"),
+            unit(unit(x, f"{name}/Branch_2/Conv3d_0a_1x1"), f"{name}/Branch_2/Conv3d_0b_3x3"),
+            unit(_max_pool(x, (3, 3, 3), (1, 1, 1)), f"{name}/Branch_3/Conv3d_0b_1x1"),
+        )
+        x = jnp.concatenate(branches, axis=-1)
+    # The mean over windows of two frames, taken before the last linear layer rather than after it.
+    x = jnp.mean(x.astype(jnp.float32), axis=(2, 3))
+    x = jnp.mean((x[:, :-1] + x[:, 1:]) / 2, axis=1)
+    last = params["Logits/Conv3d_0c_1x1"]
+    return x @ last["kernel"].astype(jnp.float32).reshape(-1, CLASSES) + last["bias"]
+
+
+def _conv(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _max_pool(x: Array, window: tuple[int, int, int], stride: tuple[int, int, int]) -> Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), "SAME")

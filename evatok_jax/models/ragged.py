@@ -66,7 +66,9 @@ def layout(lengths: Int[Array, "b t"], size: int, first_block: Int[Array, ""] | 
     )
 
 
-def block_rows(batch: int, blocks: int, per_block: int, first_block: Int[Array, ""] | int = 0) -> Rows:
+def block_rows(
+    batch: int, blocks: int, per_block: int, first_block: Int[Array, ""] | int = 0
+) -> Rows:
     """Descriptor of dense rows: `blocks` blocks of `per_block` positions each (the patches)."""
     order = jnp.repeat(jnp.arange(blocks, dtype=jnp.int32), per_block) + first_block
     order = jnp.broadcast_to(order, (batch, blocks * per_block))

@@ -1,6 +1,16 @@
 """The one table of sizes: widths and depths by name, for every model of the project."""
 
-from evatok_jax.models.tokenizer import StackConfig
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Width, depth and heads of one transformer stack."""
+
+    width: int
+    layers: int
+    heads: int
+
 
 # Encoder and decoder. "S-B" is the paper's (145M with paper128): GigaTok's small and base.
 TOKENIZERS = {

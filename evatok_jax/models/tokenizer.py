@@ -27,15 +27,7 @@ from evatok_jax.models.ragged import (
     take_firsts,
     take_slots,
 )
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """Width, depth and heads of one transformer stack; the MLP is four times as wide."""
-
-    width: int
-    layers: int
-    heads: int
+from evatok_jax.models.sizes import StackConfig
 
 
 @dataclass(frozen=True)
@@ -321,9 +313,7 @@ class Tokenizer(nn.Module):
     def patchify(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p v"]:
         """Cuts frames into blocks of flattened patches."""
         f, h, w = self.config.geometry.patch
-        return rearrange(
-            video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w
-        )
+        return rearrange(video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w)
 
     def unpatchify(self, patches: Float[Array, "b t p v"]) -> Float[Array, "b f h w 3"]:
         """The inverse of `patchify`."""

@@ -4,8 +4,9 @@ Plain functions of the weights. Batch norm (epsilon 1e-3, no scale) is folded in
 before it when the weights are loaded. Padding is TensorFlow's SAME, as XLA has it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,7 @@ MIN_FRAMES = 9  # fewer leave one frame after the three halvings, and the averag
 SIDE = 224
 _EPSILON = 1e-3
 
-# Output channels of the branches of each Inception module: 1x1; 1x1 then 3x3; the same; pool then 1x1.
+# Output channels of each module's branches: 1x1; 1x1 and 3x3; 1x1 and 3x3; pool and 1x1.
 _MIXED = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
     "Mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -103,7 +104,7 @@ def i3d_logits(
 
     def unit(x: Array, name: str, stride: int = 1) -> Array:
         kernel, bias = params[name]["kernel"].astype(dtype), params[name]["bias"].astype(dtype)
-        return jax.nn.relu(_conv(x, kernel, stride) + bias)
+        return jax.nn.relu(_conv3d(x, kernel, stride) + bias)
 
     shape = (*video.shape[:2], SIDE, SIDE, 3)
     x = jax.image.resize(video, shape, "linear", antialias=False).astype(dtype)
@@ -130,11 +131,67 @@ def i3d_logits(
     return x @ last["kernel"].astype(jnp.float32).reshape(-1, CLASSES) + last["bias"]
 
 
-def _conv(x: Array, kernel: Array, stride: int) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+def _conv3d(x: Array, kernel: Array, stride: int) -> Array:
+    """A 3-D convolution with SAME padding; on a CPU by the shorter of two equal sums."""
+    if kernel.shape[0] != 3 or x.shape[1] < 3 or x.dtype != jnp.float32:
+        return _stacked_conv3d(x, kernel, stride)
+    return lax.platform_dependent(x, kernel, cpu=_winograd_conv3d, default=_stacked_conv3d)
+
+
+def _stacked_conv3d(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """As a 2-D convolution that finds the frames under the kernel stacked in its channels.
+
+    XLA's 2-D convolutions run two to nine times as fast as its 3-D ones on a CPU.
+    """
+    taps = kernel.shape[0]
+    (pad,) = lax.padtype_to_pads(x.shape[1:2], (taps,), (stride,), "SAME")
+    x = jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0), (0, 0)))
+    last = x.shape[1] - taps
+    x = jnp.concatenate([x[:, i : last + i + 1 : stride] for i in range(taps)], axis=-1)
+    return _conv2d(x, einops.rearrange(kernel, "t h w i o -> h w (t i) o"), stride)
+
+
+# Winograd's F(4, 3): four outputs of a filter of three taps by six products (Lavin and Gray 2016).
+_INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0))
+_INPUT += ((0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))
+_FILTER = ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6))
+_FILTER += ((1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1))
+_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+
+
+def _winograd_conv3d(x: Array, kernel: Array) -> Array:
+    """By six 2-D convolutions for every four frames, where the plain sum has twelve."""
+
+    def combine(rows: tuple, parts: Sequence[Array]) -> list[Array]:
+        return [sum(c * part for c, part in zip(row, parts, strict=True) if c) for row in rows]
+
+    frames = x.shape[1]
+    fours = -(-frames // 4)
+    x = jnp.pad(x, ((0, 0), (1, 4 * fours + 1 - frames), (0, 0), (0, 0), (0, 0)))
+    inputs = combine(_INPUT, [x[:, i : i + 4 * fours - 3 : 4] for i in range(6)])
+    products = map(_conv2d, inputs, combine(_FILTER, list(kernel)))
+    y = jnp.stack(combine(_OUTPUT, list(products)), axis=2)
+    return einops.rearrange(y, "n fours four h w c -> n (fours four) h w c")[:, :frames]
+
+
+def _conv2d(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolves every frame of [n, t, h, w, c] alone; float32 stays float32 on every machine."""
+    y = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]),
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
     )
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _max_pool(x: Array, window: tuple[int, int, int], stride: tuple[int, int, int]) -> Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), "SAME")
+    """Max pool with SAME padding, one axis after the other: 3 + 3 + 3 comparisons, not 27."""
+    for axis in (1, 2, 3):
+        size, step = [1] * 5, [1] * 5
+        size[axis], step[axis] = window[axis - 1], stride[axis - 1]
+        if size[axis] > 1:
+            x = lax.reduce_window(x, -jnp.inf, lax.max, size, step, "SAME")
+    return x

@@ -1,0 +1,29 @@
+"""Stage 1: the proxy tokenizer, which learns to reconstruct under any assignment (EVATok sec. 3.2.1).
+
+    python -m evatok_jax.main --config=configs/proxy.py:data=DIR,geometry=mini64,size=mini \
+        --workdir=runs/proxy
+
+The paper's: geometry=paper128,size=S-B on WebVid-10M, batch 128, 400k steps, 64 V100 x 116 h.
+"""
+
+from evatok_jax.config import parse_arguments
+from evatok_jax.presets import tokenizer_config
+
+
+def get_config(arg=None):
+    args = parse_arguments(
+        arg,
+        data="",
+        geometry="paper128",
+        size="S-B",
+        batch=128,
+        steps=400_000,
+        lr=1e-4,
+        seed=0,
+        strata=1,
+    )
+    config = tokenizer_config(args)
+    config.name = "proxy"
+    config.lengths.rule = "random"
+    config.lengths.strata = args.strata
+    return config

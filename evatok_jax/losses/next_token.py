@@ -1,0 +1,33 @@
+"""Next-token cross-entropy over visual and length tokens (EVATok)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from evatok_jax.models.sequence import LENGTH, PADDING, VISUAL
+
+
+def next_token_loss(
+    logits: Float[Array, "b n v"], ids: Int[Array, "b n"], kind: Int[Array, "b n"]
+) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+    """Mean cross-entropy in nats over the real tokens of a batch, over the whole vocabulary.
+
+    The grammar masks logits only when sampling; here the model learns it. `kind` is that of
+    `to_sequence`; padding counts nowhere.
+
+    Returns the loss and metrics: `visual_loss`, `length_loss` (means over tokens of that kind) and
+    `length_accuracy` (share of length tokens that have the largest logit).
+    """
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - picked
+
+    def mean(values, mask):
+        return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+    metrics = {
+        "visual_loss": mean(loss, kind == VISUAL),
+        "length_loss": mean(loss, kind == LENGTH),
+        "length_accuracy": mean(jnp.argmax(logits, axis=-1) == ids, kind == LENGTH),
+    }
+    return mean(loss, kind != PADDING), metrics

@@ -1,0 +1,54 @@
+"""The door for jobs.
+
+python -m evatok_jax.main --config=configs/proxy.py:data=DIR,size=mini --workdir=runs/proxy
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from evatok_jax.config import load_config, nearest, override
+
+CONFIG = flags.DEFINE_string("config", None, "configs/X.py:key=value,key=value", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of this job", required=True)
+SET = flags.DEFINE_multi_string("set", [], "section.key=value, on top of the config")
+
+# A config names its job; a job is a function of (config, workdir).
+JOBS = {
+    "train": "evatok_jax.train:train",
+    "curate": "evatok_jax.curate:curate",
+    "evaluate": "evatok_jax.evaluate:evaluate",
+    "pipeline": "evatok_jax.pipeline:pipeline",
+}
+
+
+def run(argv) -> None:
+    """Reads the config and runs its job; user errors end in one message and exit code 2."""
+    del argv
+    logging.set_verbosity(logging.INFO)
+    if "COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+        jax.distributed.initialize()
+    try:
+        config = load_config(CONFIG.value)
+        override(config, SET.value)
+        if config.job not in JOBS:
+            raise ValueError(f"unknown job {config.job!r}: {nearest(config.job, JOBS)}")
+        module, _, name = JOBS[config.job].partition(":")
+        getattr(importlib.import_module(module), name)(config, Path(WORKDIR.value))
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        logging.debug("", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Entry point."""
+    app.run(run)
+
+
+if __name__ == "__main__":
+    main()

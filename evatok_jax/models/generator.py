@@ -1,0 +1,267 @@
+"""The generator: a Llama-like decoder over a class, then length and visual tokens.
+
+EVATok's AR model, with LlamaGen's shapes and choices: pre-norm RMSNorm, SwiGLU, no biases, learned
+absolute positions, untied embeddings, an output head that starts at zero, and one class more than
+there are, the null class of classifier-free guidance. Input ids number all of it in one row: codes,
+levels (`models/sequence.py`), then classes (`GeneratorConfig.class_token`).
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from evatok_jax.models.attention import Cache, Rows, append, attend, empty_cache
+from evatok_jax.models.sequence import Grammar
+
+NORMAL = nn.initializers.normal(0.02)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that shapes a generator's parameters and arithmetic.
+
+    Attributes:
+      codebook_size, levels, blocks: the grammar of its sequences.
+      num_classes: classes, without the null class.
+      width, layers, heads: of the transformer ("GPT-B": 768, 12, 12).
+      ffn_multiple: the SwiGLU is 8/3 width wide, rounded up to a multiple of this.
+      token_dropout, residual_dropout, ffn_dropout: rates in training.
+      class_dropout: share of training samples that see the null class.
+      dtype: compute type; norms, softmax and logits stay in fp32.
+      unroll: layers of the scan that are unrolled (speed against compile time).
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Raises ValueError where heads do not divide the width or the levels are not increasing.
+    """
+
+    codebook_size: int
+    levels: tuple[int, ...]
+    blocks: int
+    num_classes: int
+    width: int
+    layers: int
+    heads: int
+    ffn_multiple: int = 256
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+    class_dropout: float = 0.1
+    dtype: str = "float32"
+    unroll: int = 1
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[0] < 1:
+            raise ValueError(f"levels must be positive and strictly increasing, not {self.levels}")
+
+    @property
+    def grammar(self) -> Grammar:
+        """Of the sequences that the model knows."""
+        return Grammar(self.codebook_size, self.levels, self.blocks)
+
+    @property
+    def positions(self) -> int:
+        """Of the longest sequence with its class: 2053 for paper128."""
+        return 1 + self.grammar.longest
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of the SwiGLU."""
+        return -(-(8 * self.width // 3) // self.ffn_multiple) * self.ffn_multiple
+
+    def class_token(self, classes: Int[Array, "*b"]) -> Int[Array, "*b"]:
+        """Input ids of classes; `num_classes` is the null class."""
+        return self.grammar.vocab + classes
+
+
+def drop(
+    x: Float[Array, "b *n"], rate: float, keys: Key[Array, " b"] | None
+) -> Float[Array, "b *n"]:
+    """Dropout with one key per sample, so that it does not depend on its place in the batch."""
+    if keys is None or rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def fold(keys: Key[Array, " b"] | None, number: Int[Array, ""] | int) -> Key[Array, " b"] | None:
+    """Per-sample keys for another purpose."""
+    if keys is None:
+        return None
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+class Layer(nn.Module):
+    """Causal self-attention and SwiGLU, each behind an RMSNorm and without biases."""
+
+    config: GeneratorConfig
+
+    def setup(self):
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+
+        def dense(features, axis=-1):
+            return nn.DenseGeneral(features, axis, use_bias=False, dtype=dtype, kernel_init=NORMAL)
+
+        heads = (config.heads, config.width // config.heads)
+        self.attention_norm = nn.RMSNorm(1e-5, jnp.float32)
+        self.qkv = dense((3, *heads))
+        self.out = dense(config.width, axis=(-2, -1))
+        self.ffn_norm = nn.RMSNorm(1e-5, jnp.float32)
+        self.gate_up = dense((2, config.ffn_width))
+        self.down = dense(config.width)
+
+    def project(self, x):
+        qkv = self.qkv(self.attention_norm(x))
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+    def ffn(self, x):
+        gate_up = self.gate_up(self.ffn_norm(x))
+        return self.down(nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1])
+
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        rows: Rows,
+        keys: Key[Array, " b"] | None,
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """The whole sequence at once; returns x and nothing, as `nn.scan` wants it."""
+        keys = fold(keys, index)
+        out = self.out(attend(*self.project(x), rows, rows))
+        x = x + drop(out, self.config.residual_dropout, fold(keys, 0))
+        return x + drop(self.ffn(x), self.config.ffn_dropout, fold(keys, 1)), None
+
+    def step(
+        self, x: Float[Array, "b n d"], rows: Rows, cache: Cache, count: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b n d"], Cache]:
+        """The next positions over a cache of the earlier ones (`empty_caches`)."""
+        heads = self.config.heads
+        q, k, v = (rearrange(part, "b n h d -> (b h) n 1 d") for part in self.project(x))
+        rows, count = jax.tree.map(
+            lambda per_sample: jnp.repeat(per_sample, heads, 0), (rows, count)
+        )
+        cache = append(cache, k, v, rows, count)
+        out = attend(q, cache.k, cache.v, rows, cache.rows)
+        x = x + self.out(rearrange(out, "(b h) n 1 d -> b n h d", h=heads))
+        return x + self.ffn(x), cache
+
+
+class Generator(nn.Module):
+    """Next-token logits for sequences of a grammar, given a class."""
+
+    config: GeneratorConfig
+
+    def setup(self):
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        self.token_embedding = self.param(
+            "token_embedding", NORMAL, (config.grammar.vocab, config.width)
+        )
+        self.class_embedding = self.param(
+            "class_embedding", NORMAL, (config.num_classes + 1, config.width)
+        )
+        self.position_embedding = self.param(
+            "position_embedding", NORMAL, (config.positions, config.width)
+        )
+        layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+            length=config.layers,
+            unroll=config.unroll,
+        )(config)
+        self.norm = nn.RMSNorm(1e-5, jnp.float32)
+        self.head = self.param("head", nn.initializers.zeros, (config.width, config.grammar.vocab))
+        self.dtype = dtype
+
+    def embed(self, ids: Int[Array, "b n"], positions: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        vocab = self.config.grammar.vocab
+        token = self.token_embedding[jnp.minimum(ids, vocab - 1)]
+        label = self.class_embedding[jnp.maximum(ids - vocab, 0)]
+        x = jnp.where((ids >= vocab)[..., None], label, token)
+        return (x + self.position_embedding[positions]).astype(self.dtype)
+
+    def logits(self, x: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        x, head = self.norm(x).astype(self.dtype), self.head.astype(self.dtype)
+        return jnp.einsum("bnd,dv->bnv", x, head, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self,
+        classes: Int[Array, " b"],
+        ids: Int[Array, "b n"],
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b n v"]:
+        """Logits in fp32 whose entry [:, i] predicts ids[:, i] from the class and ids[:, :i].
+
+        `keys`, one per sample, switch the dropouts on (training); without them nothing is random.
+        Padding at the end of a sequence reaches no earlier position.
+        """
+        config = self.config
+        if keys is not None:
+            dropped = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))(
+                fold(keys, 0)
+            )
+            classes = jnp.where(dropped, config.num_classes, classes)
+        inputs = jnp.concatenate([config.class_token(classes)[:, None], ids[:, :-1]], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        rows = Rows(jnp.zeros_like(positions), positions)
+        x = drop(self.embed(inputs, positions), config.token_dropout, fold(keys, 1))
+        x, _ = self.layers(x, rows, fold(keys, 2), jnp.arange(config.layers))
+        return self.logits(x)
+
+    def decode_step(
+        self,
+        caches: tuple[Cache, ...],
+        ids: Int[Array, " b"],
+        positions: Int[Array, " b"],
+        alive: Bool[Array, " b"],
+    ) -> tuple[Float[Array, "b v"], tuple[Cache, ...]]:
+        """Logits in fp32 for what follows `ids`, which stand at `positions` (the class at 0).
+
+        Caches are one per layer (`empty_caches`), so that a loop updates each in place. Samples
+        that are not `alive` write nothing, and their logits mean nothing.
+        """
+        x = self.embed(ids[:, None], positions[:, None])
+        rows = Rows(jnp.where(alive, 0, -1)[:, None], positions[:, None])
+        # Unlike the scan of the training pass, whose stacked caches would be copied at every layer.
+        params = self.layers.variables["params"]
+        layer, after = Layer(self.config, parent=None), []
+        for index, cache in enumerate(caches):
+            own = {"params": jax.tree.map(lambda p, i=index: p[i], params)}
+            x, cache = layer.apply(own, x, rows, cache, alive.astype(jnp.int32), method=Layer.step)
+            after.append(cache)
+        return self.logits(x)[:, 0], tuple(after)
+
+
+def empty_caches(config: GeneratorConfig, batch: int, capacity: int) -> tuple[Cache, ...]:
+    """Caches for `Generator.decode_step`, one per layer.
+
+    Heads ride in the batch of a cache: each then reads one contiguous [capacity, head_dim] matrix,
+    seven times as fast on a CPU as picking its rows out of [capacity, heads, head_dim].
+    """
+    rows, head_dim = batch * config.heads, config.width // config.heads
+    dtype = jnp.dtype(config.dtype)
+    return tuple(empty_cache(rows, capacity, 1, head_dim, dtype) for _ in range(config.layers))
+
+
+def grow_caches(caches: tuple[Cache, ...], capacity: int) -> tuple[Cache, ...]:
+    """The same caches with room for `capacity` positions."""
+
+    def grow(cache):
+        more = capacity - cache.k.shape[1]
+
+        def pad(x, value):
+            return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+        rows = jax.tree.map(lambda x: pad(x, -1), cache.rows)
+        return Cache(pad(cache.k, 0), pad(cache.v, 0), rows, cache.cursor)
+
+    return tuple(map(grow, caches))

@@ -1,0 +1,57 @@
+"""Meshes and partition specs: the only file that knows on how many devices a job runs."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A data x fsdp mesh over all devices; -1 takes what the other axis leaves.
+
+    Raises ValueError where the two do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    shape = [data, fsdp]
+    if -1 in shape:
+        other = shape[1 - shape.index(-1)]
+        shape[shape.index(-1)] = devices // other
+    if int(np.prod(shape)) != devices or min(shape) < 1:
+        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {devices} devices")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are cut along their first axis over all devices."""
+    return NamedSharding(mesh, P(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
+
+
+def param_shardings(tree, mesh: Mesh):
+    """Shardings of parameters and optimiser state: over `fsdp` where a cut stays aligned.
+
+    The TPU lays the last two axes out in tiles of 8 x 128. Cutting an axis into pieces that are no
+    multiple of its tile turns gathers into padded all-reduces, so such a leaf stays whole.
+    """
+    ways = mesh.shape["fsdp"]
+
+    def spec(leaf):
+        for axis in range(leaf.ndim - 1, -1, -1) if ways > 1 else ():
+            tile = {1: 128, 2: 8}.get(leaf.ndim - axis, 1)
+            if leaf.shape[axis] % (ways * tile) == 0:
+                return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
+        return NamedSharding(mesh, P())
+
+    return jax.tree.map(spec, tree)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a global batch as global arrays."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

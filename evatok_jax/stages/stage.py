@@ -1,0 +1,97 @@
+"""What a stage is: it says what to do, and train.py says when."""
+
+import importlib
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Protocol
+
+import optax
+from ml_collections import ConfigDict
+
+from evatok_jax.optim import optimizer
+
+Tree = Any  # a pytree of arrays
+
+
+class Stage(Protocol):
+    """One thing to train. Batches are dictionaries of arrays with a common first axis.
+
+    Parameters come in groups ({"tokenizer": ..., "discriminator": ...}), each with an optimiser, an
+    update count and a period of its own. `state` is what changes without gradients.
+    """
+
+    config: ConfigDict
+    periods: Mapping[str, int]  # group -> every how many steps it learns
+    ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
+
+    def batches(self, start: int) -> Iterator[dict]:
+        """This process's rows of the global batches, from global record `start` on."""
+
+    def prepare(self, frozen: Tree, batch: dict, rng) -> tuple[dict, Hashable]:
+        """What must be known on the host before a step: the batch, completed, and its static sizes.
+
+        The loop calls it for the next batch while the device works on this one.
+        """
+
+    def init(self, rng, batch: dict) -> tuple[dict[str, Tree], Tree]:
+        """Parameters by group, and the stage's state."""
+
+    def frozen_spec(self) -> Tree:
+        """Shapes of the frozen networks, known without any weight file."""
+
+    def load_frozen(self) -> Tree:
+        """The frozen networks: arguments of the step, never closed over."""
+
+    def losses(
+        self, params, state, frozen, batch, rng, step, *, groups: tuple[str, ...], static: Hashable
+    ) -> tuple[dict[str, Any], Tree, dict[str, Any]]:
+        """Losses by group (for the groups that learn now), the new state, and metrics.
+
+        A loss must stop its gradient towards the parameters of the other groups.
+        """
+
+    def after_update(self, train_state, metrics):
+        """The train state after an update: dead-code revival and the like."""
+
+    def optimizers(self, steps: int) -> dict[str, optax.GradientTransformation]:
+        """One optimiser a group; `steps` is the number of steps of the run."""
+
+    def export(self, params: dict[str, Tree]) -> tuple[str, dict, Tree]:
+        """What the trained model is for others: kind, configuration, parameters."""
+
+
+class BaseStage:
+    """The defaults that most stages share."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.periods = {group: 1 for group in config.optim}
+        self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
+
+    def prepare(self, frozen, batch, rng):
+        """Batches are complete as they come."""
+        return batch, ()
+
+    def frozen_spec(self):
+        """Nothing is frozen."""
+        return {}
+
+    def load_frozen(self):
+        """Nothing is frozen."""
+        return {}
+
+    def after_update(self, train_state, metrics):
+        """Nothing follows an update."""
+        return train_state
+
+    def optimizers(self, steps):
+        """The optimisers that the config describes, group by group."""
+        return {
+            group: optimizer(settings, -(-steps // self.periods[group]))
+            for group, settings in self.config.optim.items()
+        }
+
+
+def load_stage(config: ConfigDict) -> Stage:
+    """The stage that `config.stage` names as "module:Class"."""
+    module, _, name = config.stage.partition(":")
+    return getattr(importlib.import_module(module), name)(config)

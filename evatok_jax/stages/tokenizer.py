@@ -1,0 +1,145 @@
+"""Stages 1 and 4: the tokenizer, as proxy (random assignments), final (routed) or uniform twin.
+
+The three differ only in who decides the lengths: `config.lengths.rule` is "random", "router" or
+"fixed" (EVATok sec. 3.2.1 and 3.3).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
+from evatok_jax.config import to_plain
+from evatok_jax.data.pipeline import train_clips
+from evatok_jax.losses.perceptual import frame_lpips
+from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
+from evatok_jax.models.ragged import check_lengths, static_size
+from evatok_jax.models.router import route
+from evatok_jax.pixels import to_model
+from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
+from evatok_jax.stages.stage import BaseStage
+from evatok_jax.storage.export import load_export
+
+
+def sample_keys(rng, batch):
+    """One key a sample, from the step's and the record's: the place in the batch does not matter."""
+    salt = jnp.stack([batch["key"].astype(jnp.uint32), batch["window"].astype(jnp.uint32)], axis=1)
+    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(rng, s[0]), s[1]))(salt)
+
+
+class TokenizerStage(BaseStage):
+    """Trains a tokenizer; its one group is "tokenizer"."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        plain = to_plain(config.model)
+        plain["geometry"] = describe_geometry(config.model.geometry)
+        self.description = plain
+        self.model = build_tokenizer(plain)
+        self.geometry = self.model.config.geometry
+        rule = config.lengths.rule
+        if rule == "random":
+            self._lengths = self._random
+        elif rule == "fixed":
+            fixed = [config.lengths.fixed]
+            check_lengths(fixed, self.geometry.levels, self.geometry.blocks)
+            self._lengths = self._fixed
+        elif rule == "router":
+            self._router_export = load_export(config.lengths.router)
+            self._router = build_router(self._router_export.config)
+            self._lengths = self._routed
+        else:
+            raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
+        self._lengths = jax.jit(self._lengths)
+
+    def batches(self, start):
+        c, g = self.config, self.geometry
+        return iter(
+            train_clips(
+                c.data.path,
+                frames=g.frames,
+                height=g.height,
+                width=g.width,
+                batch_size=c.batch_size,
+                seed=c.seed,
+                start_index=start,
+                flip=c.data.flip,
+            )
+        )
+
+    # ---- who decides the lengths ---------------------------------------------------------------
+
+    def _random(self, frozen, batch, rng):
+        g = self.geometry
+        keys = sample_keys(rng, batch)
+        return random_lengths(rng, keys, g.levels, g.blocks, self.config.lengths.strata)
+
+    def _fixed(self, frozen, batch, rng):
+        return fixed_lengths(tuple(self.config.lengths.fixed), len(batch["key"]))
+
+    def _routed(self, frozen, batch, rng):
+        logits = self._router.apply({"params": frozen["router"]}, to_model(batch["video"]))
+        return route(logits, self.geometry)
+
+    def prepare(self, frozen, batch, rng):
+        """Decides the lengths ahead of the step, for its static size depends on them."""
+        lengths = self._lengths(frozen, batch, rng)
+        longest = int(np.asarray(lengths).sum(axis=1).max())
+        size = static_size(longest, self.config.lengths.multiple, self.geometry.max_length)
+        return {**batch, "lengths": lengths}, size
+
+    # ---- what is learnt ------------------------------------------------------------------------
+
+    def init(self, rng, batch):
+        g = self.geometry
+        video = jnp.zeros((1, *g.clip_shape))
+        lengths = jnp.full((1, g.blocks), g.levels[0], jnp.int32)
+        init = partial(self.model.init, size=g.blocks * g.levels[0])
+        return {"tokenizer": init(rng, video, lengths)["params"]}, {}
+
+    def frozen_spec(self):
+        return {"lpips": lpips_spec(self.config.loss.lpips_net)}
+
+    def load_frozen(self):
+        frozen = {"lpips": load_lpips(self.config.loss.lpips_net)}
+        if self.config.lengths.rule == "router":
+            frozen["router"] = self._router_export.params
+        return frozen
+
+    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+        """L1 + LPIPS + codebook + 0.25 commitment + 0.02 entropy (EVATok Eq. 1, sec. 3)."""
+        weights = self.config.loss
+        video = to_model(batch["video"])
+        fake, q = self.model.apply(
+            {"params": params["tokenizer"]}, video, batch["lengths"], size=static
+        )
+        parts = {
+            "l1": jnp.abs(fake - video).mean(),
+            "lpips": frame_lpips(
+                frozen["lpips"],
+                video,
+                fake,
+                sample_keys(rng, batch),
+                weights.lpips_frames,
+                weights.lpips_net,
+            ),
+            "codebook": q.codebook_loss,
+            "commitment": q.commitment_loss,
+            "entropy": q.entropy_loss,
+        }
+        loss = sum(weights[name] * value for name, value in parts.items())
+        usage = q.usage / jnp.maximum(q.usage.sum(), 1.0)
+        metrics = {
+            **parts,
+            "psnr": -10.0 * jnp.log10(jnp.mean((fake - video) ** 2, axis=(1, 2, 3, 4))).mean(),
+            "tokens": batch["lengths"].sum(axis=1).mean(dtype=jnp.float32),
+            "padding": 1.0 - batch["lengths"].sum() / (len(video) * static),
+            "code_perplexity": jnp.exp(-jnp.sum(usage * jnp.log(usage + 1e-10))),
+            "code_usage": jnp.mean(q.usage > 0, dtype=jnp.float32),
+        }
+        return {"tokenizer": loss}, state, metrics
+
+    def export(self, params):
+        return "tokenizer", self.description, params["tokenizer"]

@@ -1,0 +1,306 @@
+"""The training loop: the only one, for every stage that learns.
+
+A run starts from, in this order: the newest checkpoint of its own workdir; `run.resume` (the whole
+state of another workdir); `run.init_from` (parameters of an export); scratch. The log says which.
+Random numbers come from (seed, step) and, per sample, from the record's key; batches from the global
+record index. A run that was killed therefore continues to the bit on the same machine and versions.
+"""
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from evatok_jax import sharding, workdir as workdirs
+from evatok_jax.checkpoint import Checkpoints, compare_trees
+from evatok_jax.stages.stage import Stage, load_stage
+from evatok_jax.storage.export import load_export, save_export
+from evatok_jax.writers import MetricWriter
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The whole state of a run.
+
+    Attributes:
+      step: int32, steps done.
+      params, opt, ema: by group; state: the stage's own; updates: int32 count by group.
+    """
+
+    step: jax.Array
+    params: dict
+    opt: dict
+    ema: dict
+    state: dict
+    updates: dict
+
+
+def init_state(stage: Stage, optimizers, rng, batch) -> TrainState:
+    """A fresh state from a batch of the shapes that will come."""
+    params, state = stage.init(rng, batch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt={group: optimizers[group].init(tree) for group, tree in params.items()},
+        ema={group: params[group] for group in stage.ema},
+        state=state,
+        updates={group: jnp.zeros((), jnp.int32) for group in params},
+    )
+
+
+def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumulate: int = 1):
+    """The function of one step in which `groups` learn: (state, frozen, batch, rng) -> (state, metrics).
+
+    Each group's gradient is of its own loss; groups that rest are arguments only, so their backward
+    pass is not paid.
+    """
+
+    def gradients(params, state, frozen, batch, rng, step):
+        def total(active):
+            losses, new, metrics = stage.losses(
+                {**params, **active}, state, frozen, batch, rng, step, groups=groups, static=static
+            )
+            # One backward pass for all: the stage stops gradients between groups, so the sum's
+            # gradient by a group is that of its own loss.
+            return sum(losses[group] for group in groups), (losses, new, metrics)
+
+        active = {group: params[group] for group in groups}
+        grads, (losses, new, metrics) = jax.grad(total, has_aux=True)(active)
+        return grads, new, {**metrics, **{f"loss/{g}": losses[g] for g in groups}}
+
+    def accumulated(params, state, frozen, batch, rng, step):
+        def micro(carry, one):
+            grads, new, metrics = gradients(params, carry, frozen, *one, step)
+            return new, (grads, metrics)
+
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        rngs = jnp.broadcast_to(rng, (accumulate, *rng.shape))
+        state, (grads, metrics) = jax.lax.scan(micro, state, (parts, rngs))
+        grads, metrics = jax.tree.map(lambda x: x.mean(axis=0), (grads, metrics))
+        return grads, state, metrics
+
+    def step_fn(ts: TrainState, frozen, batch, rng):
+        rng = jax.random.fold_in(rng, ts.step)
+        work = gradients if accumulate == 1 else accumulated
+        grads, state, metrics = work(ts.params, ts.state, frozen, batch, rng, ts.step)
+        params, opt, ema, updates = dict(ts.params), dict(ts.opt), dict(ts.ema), dict(ts.updates)
+        for group in groups:
+            change, opt[group] = optimizers[group].update(
+                grads[group], ts.opt[group], ts.params[group]
+            )
+            params[group] = optax.apply_updates(ts.params[group], change)
+            updates[group] = ts.updates[group] + 1
+            metrics[f"grad_norm/{group}"] = optax.global_norm(grads[group])
+            if group in ema:
+                # Early averages follow closely: the decay grows with the number of updates.
+                count = updates[group].astype(jnp.float32)
+                decay = jnp.minimum(stage.ema[group], (1.0 + count) / (10.0 + count))
+                ema[group] = jax.tree.map(
+                    lambda e, p, d=decay: d * e + (1.0 - d) * p, ts.ema[group], params[group]
+                )
+        ts = ts.replace(
+            step=ts.step + 1, params=params, opt=opt, ema=ema, state=state, updates=updates
+        )
+        return stage.after_update(ts, metrics), metrics
+
+    return step_fn
+
+
+class Steps:
+    """Compiled steps, one for each set of learning groups and static sizes."""
+
+    def __init__(self, stage: Stage, optimizers, shardings, accumulate: int = 1):
+        self._stage, self._optimizers = stage, optimizers
+        self._shardings, self._accumulate = shardings, accumulate
+        self._compiled = {}
+
+    def __call__(self, step: int, static):
+        periods = self._stage.periods
+        groups = tuple(g for g, every in periods.items() if step % every == 0)
+        key = (groups, static)
+        if key not in self._compiled:
+            fn = make_step(self._stage, self._optimizers, groups, static, self._accumulate)
+            self._compiled[key] = jax.jit(
+                fn, donate_argnums=0, out_shardings=(self._shardings, None)
+            )
+        return self._compiled[key]
+
+    def __len__(self):
+        return len(self._compiled)
+
+
+def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) -> TrainState:
+    """The state a run begins with; `fresh()` makes one from scratch."""
+    run = config.run
+    if checkpoints.latest is not None:
+        logging.info("start: checkpoint of this workdir, step %d", checkpoints.latest)
+        return checkpoints.restore(checkpoints.latest, like, shardings)
+    if run.resume:
+        other = Checkpoints(Path(run.resume))
+        if other.latest is None:
+            raise FileNotFoundError(f"run.resume={run.resume}: no checkpoint there")
+        logging.info("start: run.resume=%s, step %d", run.resume, other.latest)
+        return other.restore(other.latest, like, shardings)
+    state = fresh()
+    if run.init_from:
+        export = load_export(run.init_from)
+        group = run.init_group or next(iter(state.params))
+        mismatch = compare_trees(state.params[group], export.params)
+        if mismatch:
+            raise ValueError(
+                f"run.init_from={run.init_from} does not fit {group}:\n  " + "\n  ".join(mismatch)
+            )
+        logging.info("start: parameters of %s from run.init_from=%s", group, run.init_from)
+        params = jax.device_put(export.params, shardings.params[group])
+        state = state.replace(params={**state.params, group: params})
+        if group in state.ema:
+            state = state.replace(ema={**state.ema, group: jax.tree.map(jnp.copy, params)})
+        return state
+    logging.info("start: from scratch")
+    return state
+
+
+class Interrupt:
+    """Turns SIGTERM and SIGINT into a question that the loop asks between steps."""
+
+    def __init__(self):
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number, frame):
+        if self._asked:  # a second one does not wait
+            signal.default_int_handler(number, frame)
+        self._asked = True
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after this step; on several hosts they agree on the step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    """Runs the stage that the config names until `run.steps`, or until a signal asks to stop."""
+    run, began = config.run, time.time()
+    workdirs.claim(workdir, config)
+    if workdirs.finished(workdir):
+        logging.info("%s is finished", workdir)
+        return
+    stage = load_stage(config)
+    optimizers = stage.optimizers(run.steps)
+    rng = jax.random.key(config.seed)
+    mesh = sharding.make_mesh(run.mesh.data, run.mesh.fsdp)
+    frozen = jax.device_put(stage.load_frozen(), sharding.replicated(mesh))
+
+    def complete(batch, step):
+        """The batch on the devices, with what the stage adds to it, and its static sizes."""
+        batch = sharding.put_batch(batch, mesh)
+        return stage.prepare(frozen, batch, jax.random.fold_in(rng, step))
+
+    with jax.set_mesh(mesh):
+        example, _ = complete(next(iter(stage.batches(0))), 0)
+        fresh = partial(init_state, stage, optimizers, rng)
+        like = jax.eval_shape(fresh, example)
+        shardings = sharding.param_shardings(like, mesh)
+        checkpoints = Checkpoints(workdir, run.keep)
+        state = start(
+            config,
+            checkpoints,
+            lambda: jax.jit(fresh, out_shardings=shardings)(example),
+            like,
+            shardings,
+        )
+        step = int(state.step)
+        steps = Steps(stage, optimizers, shardings, config.accumulate)
+        writer = MetricWriter(workdir, step) if jax.process_index() == 0 else None
+        interrupt = Interrupt()
+        batches = stage.batches(step * config.batch_size)
+        pending = None  # metrics of the step before: fetched late, so that logging never waits
+        last_save = time.time()
+        bar = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True, desc=config.name)
+        upcoming = complete(next(batches), step)
+        while step < run.steps:
+            batch, static = upcoming
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = steps(step, static)(state, frozen, batch, rng)
+            step += 1
+            if step < run.steps:
+                upcoming = complete(next(batches), step)
+            report(pending, writer, bar, config, began)
+            pending = (step, metrics) if step % run.log_every == 0 or step == run.steps else None
+            bar.update()
+            stopping = interrupt(step)
+            due = time.time() - last_save > 60 * run.checkpoint_minutes
+            if (
+                stopping
+                or step == run.steps
+                or (due and jax.process_count() == 1)
+                or (step % run.checkpoint_every == 0)
+            ):
+                report(pending, writer, bar, config, began)
+                pending = None
+                guard(state, metrics, step)
+                checkpoints.save(step, state)
+                last_save = time.time()
+            if stopping:
+                break
+        bar.close()
+        checkpoints.close()
+        if writer:
+            writer.close()
+    if step < run.steps:
+        logging.info("stopped by a signal after step %d; start again to continue", step)
+        return
+    finish(stage, state, workdir, config, time.time() - began, len(steps))
+
+
+def guard(state, metrics, step: int) -> None:
+    """Refuses to go on, or to save, once a loss is no number."""
+    bad = [name for name, v in metrics.items() if "loss" in name and not np.isfinite(v)]
+    if bad:
+        raise FloatingPointError(
+            f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is from before; lower "
+            "the learning rate or the clipping norm of that group."
+        )
+
+
+def report(pending, writer, bar, config, began) -> None:
+    """Writes the metrics of an earlier step."""
+    if pending is None:
+        return
+    step, metrics = pending
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    guard(None, values, step)
+    rate = bar.format_dict["rate"] or (step - bar.initial) / max(time.time() - began, 1e-9)
+    values["clips_per_second"] = rate * config.batch_size
+    if writer:
+        writer.write(step, values)
+    losses = {n.removeprefix("loss/"): f"{v:.4g}" for n, v in values.items() if "loss/" in n}
+    bar.set_postfix(losses | {"clips/s": f"{values['clips_per_second']:.3g}"}, refresh=False)
+
+
+def finish(stage, state, workdir, config, seconds: float, compilations: int) -> None:
+    """Exports the averaged parameters and marks the workdir as done."""
+    params = {**state.params, **state.ema}
+    kind, description, tree = stage.export(jax.device_get(params))
+    if jax.process_index() == 0:
+        save_export(workdir / "export", kind, description, tree)
+        workdirs.write_json(
+            workdir / "done.json",
+            {
+                "step": config.run.steps,
+                "seconds_of_last_run": round(seconds, 1),
+                "compiled_steps": compilations,
+            },
+        )

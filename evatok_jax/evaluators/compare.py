@@ -95,9 +95,8 @@ def compare(
 
 def _check_clips(real: np.ndarray, fake: np.ndarray, paired: bool) -> None:
     for side, clips in (("real", real), ("fake", fake)):
-        if not isinstance(clips, np.ndarray) or clips.dtype != np.uint8:
-            found = clips.dtype if isinstance(clips, np.ndarray) else type(clips).__name__
-            raise ValueError(f"{side} clips are {found}, expected an array of uint8 pixels 0..255")
+        if clips.dtype != np.uint8:
+            raise ValueError(f"{side} clips are {clips.dtype}, expected uint8 pixels 0..255")
         if clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
             raise ValueError(f"{side} clips have shape {clips.shape}, expected [n, t, h, w, 3]")
     if real.shape[1:] != fake.shape[1:]:

@@ -1,180 +1,211 @@
-"""Building data sets: ArrayRecord shards of the encoded videos, with TFDS metadata beside them.
+"""Building data sets: every video is decoded once to see that it can be, then stored as it is.
 
-The result is a folder that `tfds.builder_from_directory` reads; TensorFlow is not needed for either.
-Beside the shards stand an index of what is in them and a manifest of how they came to be.
+A build is written beside its target and renamed at the end, so that an interrupted one leaves
+nothing that looks finished. The same source always gives the same bytes.
 """
 
 import hashlib
+import os
 import shutil
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from evatok_jax.config import digest
 from evatok_jax.data.decode import BadVideo, Probe, probe
-from evatok_jax.data.sources import Source, VideoFile
-from evatok_jax.workdir import read_json, write_json
+from evatok_jax.data.records import FORMAT, MANIFEST, read_manifest, write_metadata, write_split
+from evatok_jax.data.sources import SOURCES, Source, VideoFile, source
+from evatok_jax.workdir import write_json
 
-NAME = "clips"
+MAX_BAD = 0.05
+MIN_FRAMES = 16
 
 
-def features() -> tfds.features.FeaturesDict:
-    """What a record holds: the video file as it is, and what probing it found."""
-    return tfds.features.FeaturesDict(
-        {
-            "video": tfds.features.Text(doc="the encoded file, byte for byte"),
-            "key": tfds.features.Text(doc="name within the source"),
-            "label": tfds.features.Scalar(np.int64),
-            "first": tfds.features.Scalar(np.int64, doc="first frame of this split"),
-            "last": tfds.features.Scalar(np.int64, doc="one past the last frame of this split"),
-            "fps": tfds.features.Scalar(np.float32),
-            "keyframes": tfds.features.Tensor(shape=(None, 2), dtype=np.int64),
+@dataclass(frozen=True)
+class _Usable:
+    """A video, or a part of one, that goes into the data set."""
+
+    video: VideoFile
+    probe: Probe
+    first: int
+    last: int
+
+    def record(self) -> dict:
+        """What is stored of it (`records.features`)."""
+        return {
+            "video": self.video.path.read_bytes(),
+            "key": self.video.key,
+            "label": self.video.label,
+            "first": self.first,
+            "last": self.last,
+            "frames": self.probe.frames,
+            "height": self.probe.height,
+            "width": self.probe.width,
+            "fps": self.probe.fps,
+            "keyframes": self.probe.keyframes,
         }
-    )
 
 
-def build(source: Source, out: Path, shards: int = 1, max_bad: float = 0.05, workers: int = 2) -> dict:
-    """Probes every video by decoding it whole and writes the data set; returns the manifest.
+def build(
+    videos: Source,
+    out: str | Path,
+    shards: int = 1,
+    max_bad: float = MAX_BAD,
+    min_frames: int = MIN_FRAMES,
+    workers: int | None = None,
+) -> dict:
+    """Builds the data set of a source in the folder `out` and returns its manifest.
 
-    A folder that was built from the same source is left as it is. Videos that cannot be used are
-    left out, counted and listed with the reason in the manifest under "skipped".
+    A folder that was built from the same files in the same way is left as it is. A video that is
+    absent, empty, cut off, damaged, without pictures or shorter than `min_frames` frames is left
+    out, counted and listed with the reason in the manifest and in skipped.json. `shards` is for
+    each split; `workers` threads decode (default: one a core).
 
-    Raises ValueError where more than `max_bad` of the videos are bad, or where `out` holds another
-    data set.
+    Raises ValueError where more than the share `max_bad` of the videos is bad (their list is then
+    in OUT.skipped.json), no video is left, or `out` holds anything else.
     """
     out = Path(out)
-    identity = _identity(source, shards)
-    if (out / "manifest.json").exists():
-        manifest = read_json(out / "manifest.json")
+    if shards < 1 or not 0 <= max_bad <= 1:
+        raise ValueError(f"shards {shards}, max_bad {max_bad}: expected 1 or more, and 0 to 1")
+    identity = _identity(videos, shards, min_frames)
+    if (out / MANIFEST).exists():
+        manifest = read_manifest(out)
         if manifest["identity"] != identity:
-            raise ValueError(f"{out} holds another data set ({manifest['source']}): choose another")
+            raise ValueError(
+                f"{out} holds a data set built from something else (source {manifest['source']}, "
+                f"{sum(manifest['splits'].values())} records): choose another folder or remove it"
+            )
         return manifest
-    with ThreadPoolExecutor(workers) as pool:
-        found = list(
-            tqdm(pool.map(_try, source.videos), total=len(source.videos), desc=f"probe {source.name}")
-        )
-    skipped = [
-        {"key": v.key, "split": v.split, "reason": str(p)}
-        for v, p in zip(source.videos, found, strict=True)
-        if isinstance(p, BadVideo)
-    ]
-    for bad in skipped:
-        tqdm.write(f"skipped {bad['key']}: {bad['reason']}")
-    if len(skipped) > max_bad * len(source.videos):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something that is no data set: choose another folder")
+    usable, skipped = _probe_all(videos, min_frames, workers or os.cpu_count() or 1)
+    if not usable or len(skipped) > max_bad * len(videos.videos):
+        listed = out.with_name(out.name + ".skipped.json")
+        write_json(listed, skipped)
         raise ValueError(
-            f"{len(skipped)} of {len(source.videos)} videos are bad, more than the {max_bad:.0%} that "
-            f"is allowed (--max-bad); the first: {skipped[0]['key']}: {skipped[0]['reason']}"
+            f"{len(skipped)} of {len(videos.videos)} videos are bad, more than the "
+            f"{max_bad:.0%} allowed (--max-bad); the first: {skipped[0]['key']}: {skipped[0]['reason']}; all: {listed}"
         )
     beside = out.with_name(out.name + ".building")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    good = [(v, p) for v, p in zip(source.videos, found, strict=True) if isinstance(p, Probe)]
-    splits = {name: [pair for pair in good if pair[0].split == name] for name in ("train", "test")}
-    written = {name: _write(beside, name, pairs, shards) for name, pairs in splits.items() if pairs}
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(beside),
-        features=features(),
-        split_infos=[_split_info(beside, name, files) for name, files in written.items()],
-        filename_template=_template(beside),
-        check_data=False,  # the check would need TensorFlow
-    )
+    files = []
+    for split in dict.fromkeys(item.video.split for item in usable):
+        chosen = [item for item in usable if item.video.split == split]
+        parts = np.array_split(np.arange(len(chosen)), min(shards, len(chosen)))
+        records = (item.record() for item in tqdm(chosen, desc=f"write {split}"))
+        files += write_split(beside, split, videos.classes, records, [len(part) for part in parts])
+    write_metadata(beside, videos.classes, files)
+    splits = {}
+    for file in files:
+        splits[file["split"]] = splits.get(file["split"], 0) + file["records"]
     manifest = {
+        "format": FORMAT,
         "identity": identity,
-        "source": source.name,
-        "split_rule": source.split_rule,
-        "classes": list(source.classes),
-        "splits": {name: sum(f["records"] for f in files) for name, files in written.items()},
-        "shards": [f for files in written.values() for f in files],
+        "source": videos.name,
+        "split_rule": videos.split_rule,
+        "classes": list(videos.classes),
+        "splits": splits,
+        "bytes": sum(file["bytes"] for file in files),
+        "shards": files,
+        "max_bad": max_bad,
+        "min_frames": min_frames,
         "skipped": skipped,
     }
-    write_json(beside / "manifest.json", manifest)
-    shutil.rmtree(out, ignore_errors=True)  # without a manifest it is no data set
+    write_json(beside / "skipped.json", skipped)
+    write_json(beside / MANIFEST, manifest)
     beside.rename(out)
     return manifest
 
 
-def _identity(source: Source, shards: int) -> str:
-    rows = [[v.key, v.split, v.label, v.share, _size(v.path)] for v in source.videos]
-    return digest({"videos": rows, "classes": source.classes, "shards": shards})
+def build_main(
+    name: str,
+    out: str | Path,
+    directory: str | Path | None = None,
+    shards: int = 1,
+    max_bad: float = MAX_BAD,
+    min_frames: int = MIN_FRAMES,
+    workers: int | None = None,
+    fold: int = 1,
+) -> dict:
+    """`evatok data build NAME --source DIR --out DIR`: builds and prints what came of it.
+
+    `fold` chooses the official lists of ucf101 (1 to 3). Raises as `source` and `build` do.
+    """
+    options = {"fold": fold} if name == "ucf101" else {}
+    manifest = build(source(name, directory, **options), out, shards, max_bad, min_frames, workers)
+    for bad in manifest["skipped"]:
+        print(f"skipped {bad['key']} ({bad['split']}): {bad['reason']}")
+    counts = ", ".join(f"{split} {count}" for split, count in manifest["splits"].items())
+    print(
+        f"{out}: {name}, records: {counts}; {len(manifest['classes'])} classes, "
+        f"{manifest['bytes'] / 1e6:.1f} MB, {len(manifest['skipped'])} skipped"
+    )
+    return manifest
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1
+def add_build_arguments(parser) -> None:
+    """The arguments of `build_main` for an argparse parser (destinations are its parameters)."""
+    parser.add_argument("name", choices=list(SOURCES), help="the kind of source")
+    parser.add_argument("--source", dest="directory", help="folder of the videos")
+    parser.add_argument("--out", required=True, help="folder of the data set")
+    parser.add_argument("--shards", type=int, default=1, help="files for each split")
+    parser.add_argument(
+        "--max-bad", type=float, default=MAX_BAD, help="share of bad videos allowed"
+    )
+    parser.add_argument("--min-frames", type=int, default=MIN_FRAMES, help="shorter ones are bad")
+    parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
+    parser.add_argument("--fold", type=int, default=1, choices=(1, 2, 3), help="lists of ucf101")
 
 
-def _try(video: VideoFile) -> Probe | BadVideo:
+def _identity(videos: Source, shards: int, min_frames: int) -> str:
+    """A hash of what the bytes of a data set depend on; files count by name and size."""
+    rows = [
+        [v.key, v.split, v.label, v.share, v.path.stat().st_size if v.path.is_file() else -1]
+        for v in videos.videos
+    ]
+    return digest(
+        {
+            "format": FORMAT,
+            "source": videos.name,
+            "videos": rows,
+            "classes": videos.classes,
+            "shards": shards,
+            "min_frames": min_frames,
+        }
+    )
+
+
+def _probe_all(videos: Source, min_frames: int, workers: int) -> tuple[list[_Usable], list[dict]]:
+    """What can be used, and what cannot with the reason, both in the order of the source."""
+    files = list({video.path: video for video in videos.videos}.values())
+    with ThreadPoolExecutor(workers) as pool:
+        results = tqdm(pool.map(_try_probe, files), total=len(files), desc=f"probe {videos.name}")
+        found = dict(zip((video.path for video in files), results, strict=True))
+    usable, skipped = [], []
+    for video in videos.videos:
+        result = found[video.path]
+        if isinstance(result, Probe):
+            first, last = (round(share * result.frames) for share in video.share)
+            if last - first >= min_frames:
+                usable.append(_Usable(video, result, first, last))
+                continue
+            result = f"too short: {last - first} frames, {min_frames} are needed"
+        skipped.append({"key": video.key, "split": video.split, "reason": str(result)})
+    return usable, skipped
+
+
+def _try_probe(video: VideoFile) -> Probe | BadVideo:
     """A probe, or the reason why there is none."""
     if not video.path.is_file():
-        return BadVideo(f"{video.path} is absent")
+        return BadVideo("the file is absent")
+    data = video.path.read_bytes()
+    if video.sha256 and hashlib.sha256(data).hexdigest() != video.sha256:
+        return BadVideo("its SHA-256 is not the one that the source states")
     try:
-        return probe(video.path.read_bytes())
+        return probe(data)
     except BadVideo as error:
         return error
-
-
-def _template(directory: Path, split: str | None = None) -> tfds.core.ShardedFileTemplate:
-    return tfds.core.ShardedFileTemplate(
-        data_dir=directory,
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        dataset_name=NAME,
-        filetype_suffix="array_record",
-        split=split,
-    )
-
-
-def _write(directory: Path, split: str, pairs, shards: int) -> list[dict]:
-    """The shards of one split and its index; what a shard holds, one dictionary each."""
-    spec, files = features(), []
-    shards = min(shards, len(pairs))
-    index = {"key": [], "label": [], "first": [], "last": []}
-    for number, part in enumerate(np.array_split(np.arange(len(pairs)), shards)):
-        path = Path(_template(directory, split).sharded_filepath(shard_index=number, num_shards=shards))
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for video, found in (pairs[i] for i in part):
-            first, last = (round(share * found.frames) for share in video.share)
-            row = {"key": video.key, "label": video.label, "first": first, "last": last}
-            record = {
-                **row,
-                "video": video.path.read_bytes(),
-                "fps": found.fps,
-                "keyframes": found.keyframes,
-            }
-            writer.write(spec.serialize_example(spec.encode_example(record)))
-            for name, value in row.items():
-                index[name].append(value)
-        writer.close()
-        files.append(
-            {
-                "file": path.name,
-                "records": len(part),
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
-            }
-        )
-    keys = np.array(index.pop("key"))
-    crc = np.array([zlib.crc32(key.encode()) for key in keys], np.uint32)
-    np.savez_compressed(directory / f"index-{split}.npz", key=keys, crc=crc, **index)
-    return files
-
-
-def _split_info(directory: Path, split: str, files: list[dict]) -> tfds.core.SplitInfo:
-    return tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[f["records"] for f in files],
-        num_bytes=sum(f["bytes"] for f in files),
-        filename_template=_template(directory),
-    )
-
-
-def _sha256(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        for part in iter(partial(file.read, 1 << 20), b""):
-            total.update(part)
-    return total.hexdigest()

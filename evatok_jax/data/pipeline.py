@@ -1,66 +1,87 @@
-"""Pipelines: Grain over the data source, from records to batches of clips.
+"""Pipelines: Grain over the records of a data set, from encoded videos to batches of clips.
 
-Everything random is drawn from (seed, global record index), and the position of a run is that index:
-an iterator is rebuilt at any position at no cost and gives the same bits.
+A position in the endless training stream is a global record index: epoch times number of records
+plus the place in that epoch's order. Everything random is drawn from (seed, global record index)
+alone, so an iterator is rebuilt at any position at no cost and gives the same bits, on any number
+of processes, threads and workers.
 """
 
+import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import flags, logging
 from jaxtyping import Int
 
 from evatok_jax.data.decode import BadVideo, window
-from evatok_jax.workdir import read_json
+from evatok_jax.data.records import open_records, read_index, read_manifest
+
+Batch = dict[str, np.ndarray]
 
 
 class Clips:
-    """One split of a built data set: random access to windows of its videos."""
+    """One split of a built data set: random access to windows of its videos.
+
+    Attributes:
+      manifest: what the data set is and how it was built (`records.read_manifest`).
+      index: columns with a row for each record; "first" and "last" bound the frames of the video
+      that
+        belong to this split.
+      frames, height, width: of a clip.
+
+    Raises FileNotFoundError where there is no data set, ValueError for a split that it does not
+    have.
+    """
 
     def __init__(self, path: str | Path, split: str, frames: int, height: int, width: int):
         self.path, self.split = Path(path), split
         self.frames, self.height, self.width = frames, height, width
-        if not (self.path / "manifest.json").exists():
-            raise FileNotFoundError(
-                f"no data set in {path}: make one with `evatok data build NAME --out {path}`"
-            )
-        self.manifest = read_json(self.path / "manifest.json")
+        self.manifest = read_manifest(self.path)
         if split not in self.manifest["splits"]:
             known = ", ".join(self.manifest["splits"])
             raise ValueError(f"{path} has no split {split!r}, only {known}")
-        with np.load(self.path / f"index-{split}.npz", allow_pickle=False) as file:
-            self.index = dict(file)
+        self.index = read_index(self.path, split)
 
     def __getstate__(self):
         """What travels to a worker process: all but the opened files."""
-        return {k: v for k, v in self.__dict__.items() if k != "records"}
+        return {name: value for name, value in self.__dict__.items() if name != "records"}
 
     @cached_property
     def records(self):
         """The TFDS data source."""
-        return tfds.builder_from_directory(str(self.path)).as_data_source(self.split)
+        return open_records(self.path, self.split)
+
+    def open(self) -> None:
+        """Opens the records now: an error comes early, and threads do not all open them."""
+        len(self.records)
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes."""
+        """Names of the classes; a single one where the source has none."""
         return self.manifest["classes"]
 
-    def usable(self) -> np.ndarray:
-        """Records that are long enough for one clip, int64 [n]; the others are counted in the log."""
+    def usable(self) -> Int[np.ndarray, "n"]:
+        """Records that are long enough for a clip; the log tells how many are not.
+
+        Raises ValueError where there is none.
+        """
         long = self.index["last"] - self.index["first"] >= self.frames
+        if not long.any():
+            raise ValueError(
+                f"{self.path} {self.split}: none of {len(long)} videos has {self.frames} frames"
+            )
         if not long.all():
-            logging.info(
+            logging.warning(
                 "%s %s: %d of %d videos are shorter than %d frames and give no clip",
-                *(self.path, self.split, (~long).sum(), len(long), self.frames),
+                *(self.path, self.split, np.sum(~long), len(long), self.frames),
             )
         return np.flatnonzero(long)
 
     def windows(self) -> Int[np.ndarray, "n 2"]:
-        """All fixed non-overlapping windows as rows of (record, first frame)."""
+        """All fixed non-overlapping windows in order, as rows of (record, first frame)."""
         rows = [
             (record, start)
             for record in self.usable()
@@ -72,11 +93,12 @@ class Clips:
         ]
         return np.array(rows, np.int64).reshape(-1, 2)
 
-    def read(self, record: int, start: int, flip: bool = False) -> dict[str, np.ndarray]:
-        """One clip: video uint8 [frames, height, width, 3], label, key, record, window, flip.
+    def read(self, record: int, start: int, flip: bool = False) -> Batch:
+        """One clip: frames start .. start + frames of the video in a record, mirrored if asked.
 
-        `key` is the CRC-32 of the video's name. Raises ValueError naming the video and the window
-        where it cannot be decoded.
+        Keys: video uint8 [frames, height, width, 3], label int32, key uint32 (`records.name_hash`),
+        record int32, window int32 (the start, counted in the whole video), flip bool. Raises
+        ValueError naming the video and the window where it cannot be decoded.
         """
         row = self.records[int(record)]
         try:
@@ -85,15 +107,72 @@ class Clips:
             )
         except BadVideo as error:
             name = row["key"].decode()
-            raise ValueError(f"{self.path} {self.split} {name}, frame {start}: {error}") from error
+            raise ValueError(
+                f"{self.path}, split {self.split}, record {record} ({name}), window at "
+                f"frame {start}: {error}"
+            ) from error
         return {
             "video": np.ascontiguousarray(video[:, :, ::-1]) if flip else video,
             "label": np.int32(row["label"]),
-            "key": self.index["crc"][record],
+            "key": self.index["hash"][record],
             "record": np.int32(record),
             "window": np.int32(start),
             "flip": np.bool_(flip),
         }
+
+
+class _TrainStream:
+    """The clip at any global record index, a pure function of (seed, index)."""
+
+    def __init__(self, clips: Clips, seed: int, flip: bool, windows: np.ndarray | None):
+        self._clips, self._seed, self._flip, self._windows = clips, seed, flip, windows
+        self._records = clips.usable() if windows is None else windows[:, 0]
+        if not len(self._records):
+            raise ValueError(f"{clips.path} {clips.split}: no windows to read")
+        clips.open()
+        self._order = grain.MapDataset.range(len(self._records)).seed(seed).shuffle().repeat()
+
+    def __call__(self, index: int) -> Batch:
+        clips, row = self._clips, self._order[index]
+        record = int(self._records[row])
+        random = np.random.Generator(np.random.Philox(key=[self._seed, index]))
+        mirrored = self._flip and bool(random.integers(2))
+        if self._windows is not None:
+            clip = clips.read(record, int(self._windows[row, 1]), mirrored)
+            return {**clip, "row": np.int32(row)}
+        first, last = (int(clips.index[name][record]) for name in ("first", "last"))
+        return clips.read(record, int(random.integers(first, last - clips.frames + 1)), mirrored)
+
+
+class _EvalStream:
+    """The clip at any place of a list of windows, past whose end the last one is repeated."""
+
+    def __init__(self, clips: Clips, windows: np.ndarray):
+        self._clips, self._windows = clips, windows
+        clips.open()
+
+    def __call__(self, index: int) -> Batch:
+        row = min(index, len(self._windows) - 1)
+        record, start = (int(value) for value in self._windows[row])
+        clip = self._clips.read(record, start)
+        return {**clip, "row": np.int32(row), "mask": np.bool_(index < len(self._windows))}
+
+
+class _HostRows:
+    """Global index of the n-th clip that one process reads: whole rows of each global batch."""
+
+    def __init__(self, start: int, batch_size: int, process_index: int, process_count: int):
+        if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
+            raise ValueError(
+                f"a global batch of {batch_size} cannot be divided among {process_count} processes, "
+                f"of which this is number {process_index}"
+            )
+        self.size = batch_size // process_count
+        self._batch_size, self._start = batch_size, start + process_index * self.size
+
+    def __call__(self, position: int) -> int:
+        batch, row = divmod(position, self.size)
+        return self._start + batch * self._batch_size + row
 
 
 def train_clips(
@@ -112,41 +191,27 @@ def train_clips(
     process_count: int = 1,
     threads: int = 2,
     workers: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from global record `start_index` on, shuffled anew each epoch.
+) -> Iterator[Batch]:
+    """Endless batches of clips from global record `start_index` on, shuffled anew each epoch.
 
-    A record is a video, of which a random window of consecutive frames is taken, or one of the given
-    `windows` (record, first frame), whose row number is then in "row". Both are flipped at random.
-    `batch_size` is global; this process gets every process_count-th record of each batch.
+    An epoch visits each video once, at a random window of consecutive frames, or each of the given
+    `windows` (record, first frame), whose row number is then in "row". With `flip`, every second
+    clip is mirrored at random. `batch_size` is global: each process gets its rows of every global
+    batch, in order. `workers` are processes (they need parsed absl flags), `threads` are those in
+    each.
 
-    Raises ValueError where the batch cannot be divided among processes.
+    Yields what `Clips.read` gives, stacked along a new first axis. Raises ValueError where the
+    batch cannot be divided among the processes or nothing is long enough; while iterating, where a
+    clip cannot be decoded.
     """
-    if batch_size % process_count:
-        raise ValueError(f"batch {batch_size} cannot be divided among {process_count} processes")
-    clips = Clips(path, split, frames, height, width)
-    records = clips.usable()
-
-    def load(number, rng: np.random.Generator):
-        if windows is not None:
-            record, start = windows[number]
-        else:
-            record = records[number]
-            first, last = (int(clips.index[name][record]) for name in ("first", "last"))
-            start = rng.integers(first, last - frames + 1)
-        clip = clips.read(record, int(start), bool(flip and rng.integers(2)))
-        return clip if windows is None else {**clip, "row": np.int32(number)}
-
-    count = len(records) if windows is None else len(windows)
-    dataset = grain.MapDataset.range(count).seed(seed).shuffle().repeat().random_map(load)
-    dataset = dataset[start_index + process_index :: process_count]
-    dataset = dataset.batch(batch_size // process_count)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    iterable = dataset.to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():
-            raise ValueError("worker processes need parsed absl flags: start through absl.app.run")
-        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(iterable)
+    if not 0 <= seed < 2**32 or start_index < 0:
+        raise ValueError(
+            f"seed {seed}, start_index {start_index}: expected 0 to 2**32 - 1, and >= 0"
+        )
+    stream = _TrainStream(Clips(path, split, frames, height, width), seed, flip, windows)
+    rows = _HostRows(start_index, batch_size, process_index, process_count)
+    endless = grain.MapDataset.range(sys.maxsize // 4)
+    return iter(_batches(endless.map(rows).map(stream), rows.size, threads, workers))
 
 
 def eval_clips(
@@ -154,21 +219,30 @@ def eval_clips(
     batch_size: int,
     windows: Int[np.ndarray, "n 2"] | None = None,
     threads: int = 2,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Windows in order (all fixed ones by default); the last batch is padded.
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Windows in order (all fixed ones by default), each once, in batches as those of
+    `train_clips`.
 
-    Adds "mask" bool [batch_size], false on padding, which repeats the last clip.
+    Adds "row" int32, the number of the window, and "mask" bool, false on the clips that fill the
+    last batch by repeating the last window. Every process gets the same number of batches.
     """
     windows = clips.windows() if windows is None else windows
-    if not len(windows):
-        return
-    whole = -(-len(windows) // batch_size) * batch_size
-    rows = np.minimum(np.arange(whole), len(windows) - 1)
+    rows = _HostRows(0, batch_size, process_index, process_count)
+    count = -(-len(windows) // batch_size) * rows.size
+    dataset = grain.MapDataset.range(count).map(rows).map(_EvalStream(clips, windows))
+    return iter(_batches(dataset, rows.size, threads, 0) if count else ())
 
-    def load(number):
-        record, start = windows[rows[number]]
-        return {**clips.read(record, int(start)), "mask": np.bool_(number < len(windows))}
 
+def _batches(dataset: grain.MapDataset, size: int, threads: int, workers: int) -> grain.IterDataset:
+    """Batches read ahead by threads, in this process or in workers."""
+    # Batching comes before the workers, each of which makes whole batches: any number gives the
+    # same.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    dataset = grain.MapDataset.range(whole).map(load).batch(batch_size)
-    yield from dataset.to_iter_dataset(options)
+    iterable = dataset.batch(size).to_iter_dataset(options)
+    if not workers:
+        return iterable
+    if not flags.FLAGS.is_parsed():
+        raise ValueError("worker processes need parsed absl flags: start through absl.app.run")
+    return iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))

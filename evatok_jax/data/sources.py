@@ -7,19 +7,22 @@ from pathlib import Path
 from evatok_jax import assets
 from evatok_jax.config import nearest
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg"}
+VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+UNLABELLED = ("unlabelled",)  # the class of a source without classes; one is no class worth a gFVD
+SPLIT_FOLDERS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """One video of a source.
+    """One video of a source, or the part of it that belongs to one split.
 
     Attributes:
       path: the file.
-      key: its name within the source, stable and unique.
+      key: its name within the source; parts of one video share it.
       split: "train", "test", ...
       label: class number.
       share: which part of its frames belongs to this split, as fractions of its length.
+      sha256: what the file must hash to, "" where the source does not say.
     """
 
     path: Path
@@ -27,6 +30,7 @@ class VideoFile:
     split: str
     label: int = 0
     share: tuple[float, float] = (0.0, 1.0)
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,103 +44,142 @@ class Source:
 
 
 def folder(directory: Path) -> Source:
-    """Any folder of videos: flat (one class, "video") or with one folder a class.
+    """Any folder of videos: flat (no classes) or with one folder a class.
 
-    Every tenth video by name is for testing.
+    Where its top holds nothing but folders named train, val and test, these are the splits, each
+    laid out in that way. Otherwise every tenth video by name is test, or the last one of fewer than
+    ten.
     """
-    found = sorted(p for p in directory.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    found = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    )
     if not found:
-        raise FileNotFoundError(f"no video ({', '.join(sorted(VIDEO_SUFFIXES))}) under {directory}")
-    names = [p.relative_to(directory).parts for p in found]
-    classes = tuple(sorted({n[0] if len(n) > 1 else "video" for n in names}))
-    videos = [
-        VideoFile(
-            path,
-            "/".join(parts),
-            "test" if number % 10 == 9 else "train",
-            classes.index(parts[0] if len(parts) > 1 else "video"),
+        raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) under {directory}")
+    names = [path.relative_to(directory).parts for path in found]
+    given = all(len(parts) > 1 and parts[0] in SPLIT_FOLDERS for parts in names)
+    inside = [parts[given:] for parts in names]
+    classes = tuple(sorted({parts[0] for parts in inside if len(parts) > 1})) or UNLABELLED
+    if classes != UNLABELLED and (lost := [parts for parts in inside if len(parts) == 1]):
+        raise ValueError(
+            f"{directory} has videos in folders and {len(lost)} beside them ({lost[0][0]}): put "
+            "each into the folder of its class, or all into one folder"
         )
-        for number, (path, parts) in enumerate(zip(found, names, strict=True))
-    ]
-    return Source("folder", tuple(videos), classes, "every tenth video by name is test")
-
-
-def ucf101(directory: Path, split: int = 1) -> Source:
-    """UCF-101: Class/v_Class_gXX_cYY.avi beside or above the official lists of one split (1 to 3).
-
-    The lists (classInd.txt, trainlist0N.txt, testlist0N.txt) are looked for in the directory itself, in
-    `ucfTrainTestlist` and in `ucf101_lists` beside it. Lists name every video, there or not: an absent
-    one is counted as bad when the data set is built.
-    """
-    lists = _find(directory, "classInd.txt")
-    rows = [line.split() for line in (lists / "classInd.txt").read_text().splitlines() if line.strip()]
-    classes = tuple(name for _, name in rows)
+    held_out = 10 if len(found) >= 10 else len(found)
     videos = []
-    for name in ("train", "test"):
-        for line in (lists / f"{name}list{split:02d}.txt").read_text().splitlines():
-            if line.strip():
-                key = line.split()[0]
-                videos.append(
-                    VideoFile(directory / key, key, name, classes.index(key.split("/")[0]))
-                )
-    return Source("ucf101", tuple(videos), classes, f"official split {split:02d}")
+    for number, (path, parts, rest) in enumerate(zip(found, names, inside, strict=True), 1):
+        split = parts[0] if given else "train" if number % held_out or len(found) == 1 else "test"
+        label = classes.index(rest[0]) if len(rest) > 1 else 0
+        videos.append(VideoFile(path, "/".join(parts), split, label))
+    rule = "folders train, val, test" if given else "every tenth video by name is test"
+    return Source("folder", tuple(videos), classes, rule)
+
+
+def ucf101(directory: Path, fold: int = 1) -> Source:
+    """UCF-101: Class/v_Class_gXX_cYY.avi, split by the official lists of one fold (1 to 3).
+
+    The lists (classInd.txt, trainlist0N.txt, testlist0N.txt) are looked for in the directory
+    itself, in its `ucfTrainTestlist`, and in `ucfTrainTestlist` and `ucf101_lists` beside it. They
+    name every video, there or not: an absent one counts as bad when the data set is built.
+    """
+    lists = _lists(directory)
+    rows = [line.split() for line in _lines(lists / "classInd.txt")]
+    classes = tuple(name for _, name in sorted(rows, key=lambda row: int(row[0])))
+    videos = []
+    for split in ("train", "test"):
+        for line in _lines(lists / f"{split}list{fold:02d}.txt"):
+            key = line.split()[0]
+            label = classes.index(key.split("/")[0])
+            videos.append(VideoFile(directory / key, key, split, label))
+    return Source("ucf101", tuple(videos), classes, f"official split {fold:02d}")
 
 
 def ucf_mini(directory: Path) -> Source:
-    """A part of UCF-101 with an index.csv that names class, split and file of each clip.
+    """A part of UCF-101 with an index.csv that names class, split, file and SHA-256 of each clip.
 
     `directory` holds the index, or a folder `ucf101_mini` that does.
     """
     if not (directory / "index.csv").exists():
         directory = directory / "ucf101_mini"
+    if not (directory / "index.csv").exists():
+        raise FileNotFoundError(f"no index.csv in {directory} or in {directory.parent}")
     with (directory / "index.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    missing = {"class", "split", "file", "sha256"} - set(rows[0] if rows else ())
+    if missing:
+        raise ValueError(f"{directory / 'index.csv'} has no column {', '.join(sorted(missing))}")
     classes = tuple(sorted({row["class"] for row in rows}))
     videos = []
     for row in rows:
-        key = f"{row['class']}/{row['file']}"
-        label = classes.index(row["class"])
-        videos.append(VideoFile(directory / key, key, row["split"], label))
-    return Source("ucf_mini", tuple(videos), classes, "index.csv; no video group is on both sides")
+        key, label = f"{row['class']}/{row['file']}", classes.index(row["class"])
+        videos.append(
+            VideoFile(directory / key, key, row["split"], label, sha256=row["sha256"].lower())
+        )
+    return Source("ucf_mini", tuple(videos), classes, "index.csv: no video group is on both sides")
 
 
 def samples(directory: Path | None = None) -> Source:
-    """The four embedded clips: enough to run every stage, not to measure anything.
+    """The four default clips: enough to run every stage, not to measure anything.
 
-    Both versions of carphone are for training. Of the other two, the last 40 % of the frames are
-    for testing, so held-out windows show known scenes at unknown times. File names are no classes.
+    Both versions of carphone, which show the same scene, are train. Of bikes and bigbuckbunny the
+    second quarter of the frames is test, the part with the most motion; 3 % of the frames on each
+    side of it are in neither. So held-out windows show unseen moments, but of scenes that training
+    has seen before and after. File names are no classes.
     """
     directory = directory or assets.path("samples")
-    videos = []
-    for name in ("bikes", "bigbuckbunny", "carphone_distorted", "carphone_pristine"):
-        path = directory / f"{name}.mp4"
-        if name.startswith("carphone"):
-            videos.append(VideoFile(path, name, "train"))
-        else:
-            videos.append(VideoFile(path, name, "train", share=(0.0, 0.6)))
-            videos.append(VideoFile(path, name, "test", share=(0.6, 1.0)))
-    rule = "last 40 % of bikes and bigbuckbunny are test; both carphones are train"
-    return Source("samples", tuple(videos), ("video",), rule)
+    parts = [
+        ("train", (0.0, 0.22)),
+        ("test", (0.25, 0.5)),
+        ("train", (0.53, 1.0)),
+    ]
+    videos = [
+        VideoFile(directory / f"{name}.mp4", name, split, share=share)
+        for name in ("bikes", "bigbuckbunny")
+        for split, share in parts
+    ]
+    videos += [
+        VideoFile(directory / f"{name}.mp4", name, "train")
+        for name in ("carphone_distorted", "carphone_pristine")
+    ]
+    rule = (
+        "test is the second quarter of bikes and bigbuckbunny, 3 % before and after it unused; "
+        "both versions of carphone are train"
+    )
+    return Source("samples", tuple(videos), UNLABELLED, rule)
 
 
 SOURCES = {"folder": folder, "ucf101": ucf101, "ucf_mini": ucf_mini, "samples": samples}
 
 
-def source(name: str, directory: str | Path | None) -> Source:
-    """The source of that name over a directory; "samples" needs none.
+def source(name: str, directory: str | Path | None = None, **options) -> Source:
+    """The source of that name over a directory; "samples" needs none, "ucf101" takes `fold`.
 
-    Raises ValueError for an unknown name, FileNotFoundError where the directory lacks what it needs.
+    Raises ValueError for an unknown name, FileNotFoundError where the directory lacks what it
+    needs.
     """
     if name not in SOURCES:
         raise ValueError(f"unknown source {name!r}: {nearest(name, SOURCES)}")
     if directory is None and name != "samples":
-        raise ValueError(f"source {name!r} needs the directory of its videos")
-    return SOURCES[name](Path(directory) if directory else None)
+        raise ValueError(f"source {name!r} needs the directory of its videos (--source DIR)")
+    if directory is not None and not Path(directory).is_dir():
+        raise FileNotFoundError(f"{directory} is no directory")
+    return SOURCES[name](Path(directory) if directory else None, **options)
 
 
-def _find(directory: Path, name: str) -> Path:
-    places = [directory, directory / "ucfTrainTestlist", directory.parent / "ucf101_lists"]
+def _lists(directory: Path) -> Path:
+    """Where the official lists of UCF-101 are."""
+    places = [
+        directory,
+        directory / "ucfTrainTestlist",
+        directory.parent / "ucfTrainTestlist",
+        directory.parent / "ucf101_lists",
+    ]
     for place in places:
-        if (place / name).exists():
+        if (place / "classInd.txt").exists():
             return place
-    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, places))}")
+    raise FileNotFoundError(f"classInd.txt is in none of {', '.join(map(str, places))}")
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -61,12 +61,12 @@ def write_evt(path: str | os.PathLike, evt: EvtFile) -> int:
 
 
 def read_evt(path: str | os.PathLike) -> EvtFile:
-    """Reads what `write_evt` wrote.
-
-    Raises ValueError with the reason for any other content, and OSError where there is no file.
-    """
+    """Reads what `write_evt` wrote; ValueError with the reason where there is anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
     try:
-        return loads(Path(path).read_bytes())
+        return loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -146,10 +146,10 @@ def _checksum(body: bytes | memoryview) -> bytes:
 def _afford(size: int, code_bytes: int, blocks: int, frames: int, constant: bool) -> None:
     """Refuses contents that unfold to far more memory than the file's own size.
 
-    A block's length is held as index, level and flag at a time; time stamps of a variable rate are
-    differenced and sorted.
+    Lengths are held as index, level and flag at a time; time stamps are differenced, and where the
+    rate varies, sorted.
     """
-    needed = code_bytes + 32 * blocks + (16 if constant else 64) * frames
+    needed = code_bytes + 32 * blocks + (32 if constant else 64) * frames
     if needed > _SLACK + _RATIO * size:
         raise ValueError(
             f"{size} bytes unfold to {needed}: more than {_SLACK} + {_RATIO} x the file is refused"

@@ -111,6 +111,8 @@ class Video:
             has = "only sound" if self.had_audio else "no video track"
             raise ValueError(f"{self._path}: it has {has}, nothing to look at")
         self._track = tracks[0]
+        if self._track.codec_context is None:
+            raise ValueError(f"{self._path}: there is no decoder for its codec")
         pixels = self._track.width * self._track.height
         if pixels > MAX_PIXELS:
             raise ValueError(f"{self._path}: pictures of {pixels} pixels, above {MAX_PIXELS}")

@@ -171,6 +171,8 @@ def test_what_is_unknown_is_refused_with_its_reason(damage, reason, make_evt):
 
 def test_reading_names_the_file(tmp_path):
     path = tmp_path / "bad.evt"
+    with pytest.raises(ValueError, match=r"bad\.evt: there is no such file"):
+        evt.read_evt(path)
     path.write_bytes(b"EVT\x01 and then nothing of use")
     with pytest.raises(ValueError, match=r"bad\.evt: the checksum"):
         evt.read_evt(path)

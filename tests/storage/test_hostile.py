@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jaxtyping import config
 
-from evatok_jax.storage import evt
+from evatok_jax.storage import bits, evt
 from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.storage.tensors import dump_tensors, flatten
 
@@ -155,3 +155,46 @@ def test_repair_repairs(tmp_path):
     (tmp_path / "e" / "params.safetensors").write_bytes(changed)
     (tmp_path / "e" / "export.json").write_bytes(repaired(text, tensors, changed))
     assert flatten(load_export(tmp_path / "e").params)["a"][2] == 4
+
+
+def crafted(numbers, payload: bytes) -> bytes:
+    """An `.evt` file of these header numbers, with the right checksum."""
+    body = evt.MAGIC + bytes([evt.VERSION]) + bytes(8) + bits.spell(numbers) + payload
+    return body + evt._checksum(body)
+
+
+# One token a clip, of one bit: few bytes that claim long videos.
+SMALLEST = [2, 1, 1, 1, 4096, 1, 1, 1, 2, 240, 320, 0, 0, 0, 0, 1, 25]
+
+
+@pytest.mark.parametrize("frames", [1, 4096, 1_500_000, 2_000_000, 2**31 - 1])
+@pytest.mark.parametrize("variable", [False, True])
+def test_evt_files_that_claim_much_stay_in_bounds(frames, variable, peak):
+    payload = bytes(bits.packed_size(min(frames, 2_000_000) // 4096 + 1, 2))
+    data = crafted([2 * variable, *SMALLEST, frames, 0, 1, *[2] * variable], payload)
+    result = outcome(evt.loads, data)
+    assert (result is not None) == (frames <= 1_500_000 and not variable)
+    assert peak() <= MEMORY + 4 * len(data)
+
+
+def test_files_beyond_the_memory_bound_are_not_written_either(make_evt):
+    times, lengths = np.arange(1_600_001), np.full((100_000, 4), 8)
+    with pytest.raises(ValueError, match="is refused"):
+        evt.dumps(make_evt(times=times, lengths=lengths, codebook=2))
+
+
+@pytest.mark.parametrize("junk", [b"[],", b"{},", b"[", b"1.5,", b'"\\u1234",'])
+@pytest.mark.parametrize("where", ["export.json", "params.safetensors"])
+def test_json_that_unfolds_stays_in_bounds(junk, where, tmp_path, peak):
+    save_export(tmp_path / "e", "tokenizer", {}, {})
+    text = (tmp_path / "e" / "export.json").read_bytes()
+    body = b'{"a":[' + junk * (2**20 // len(junk) - 40) + b"1]"
+    if where == "export.json":
+        (tmp_path / "e" / where).write_bytes(repaired(body, b"", b""))
+    else:
+        old = (tmp_path / "e" / where).read_bytes()
+        new = (len(body) + 1).to_bytes(8, "little") + body + b"}"
+        (tmp_path / "e" / where).write_bytes(new)
+        (tmp_path / "e" / "export.json").write_bytes(repaired(text, old, new))
+    assert outcome(load_export, tmp_path / "e") is None
+    assert peak() <= MEMORY + 4 * 2**20

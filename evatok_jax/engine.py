@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from evatok_jax.models import sequence
 from evatok_jax.models.attention import Cache
-from evatok_jax.models.generator import Generator, empty_caches, grow_caches
+from evatok_jax.models.generator import Generator, empty_caches, grow_caches, unstack_layers
 from evatok_jax.models.ragged import check_lengths
 from evatok_jax.models.sequence import Progress
 from evatok_jax.tokens import Tokens
@@ -49,10 +49,10 @@ class Options:
 
 
 def options(
-    guidance: float = 1.0,
-    temperature: float = 1.0,
+    guidance: float | int = 1.0,
+    temperature: float | int = 1.0,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float | int = 1.0,
     guidance_on_lengths: bool = True,
 ) -> Options:
     """Checked options; the defaults are EVATok's where it states them, else LlamaGen's.
@@ -62,7 +62,7 @@ def options(
     for name, value, fits, expected in (
         ("guidance", guidance, 0 <= guidance < np.inf, "a finite number, 0 or more"),
         ("temperature", temperature, 0 <= temperature < np.inf, "a finite number, 0 or more"),
-        ("top_k", top_k, top_k >= 0 and top_k == int(top_k), "a whole number, 0 (off) or more"),
+        ("top_k", top_k, top_k >= 0, "a whole number, 0 (off) or more"),
         ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1 (off)"),
     ):
         if not fits:
@@ -132,7 +132,10 @@ class State:
 def next_logits(
     model: Generator, params, state: State, alive: Bool[Array, " b"], how: Options
 ) -> tuple[Float[Array, "b v"], tuple[Cache, ...]]:
-    """Guided logits of the next id of each sample, and the caches after them."""
+    """Guided logits of the next id of each sample, and the caches after them.
+
+    `params` are those of `unstack_layers`.
+    """
     config, grammar = model.config, model.config.grammar
     feed, batch = state.feed, state.feed.shape[0]
     if how.guided:
@@ -168,7 +171,7 @@ def sample_ids(
     `grammar.longest`, or the longest that `lengths` announce.
     """
     config, grammar = model.config, model.config.grammar
-    batch = classes.shape[0]
+    batch, params = classes.shape[0], unstack_layers(params)
 
     def body(state: State) -> State:
         progress = state.progress
@@ -221,10 +224,10 @@ def sample(
     classes,
     rng: Key[Array, ""],
     *,
-    guidance: float = 1.0,
-    temperature: float = 1.0,
+    guidance: float | int = 1.0,
+    temperature: float | int = 1.0,
     top_k: int = 0,
-    top_p: float = 1.0,
+    top_p: float | int = 1.0,
     guidance_on_lengths: bool = True,
     lengths=None,
     indices=None,

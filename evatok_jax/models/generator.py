@@ -142,13 +142,15 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "b n d"], Cache]:
         """The next positions over a cache of the earlier ones (`empty_caches`)."""
         heads = self.config.heads
-        q, k, v = (rearrange(part, "b n h d -> (b h) n 1 d") for part in self.project(x))
-        rows, count = jax.tree.map(
-            lambda per_sample: jnp.repeat(per_sample, heads, 0), (rows, count)
+        q, k, v = self.project(x)
+        # See `empty_caches` for why heads ride in the batch of a cache.
+        k, v = (rearrange(part, "b n h d -> (b h) n 1 d") for part in (k, v))
+        spread = jax.tree.map(lambda each: jnp.repeat(each, heads, 0), (rows, count))
+        cache = append(cache, k, v, *spread)
+        k, v = (rearrange(part, "(b h) m 1 d -> b m h d", h=heads) for part in (cache.k, cache.v))
+        x = x + self.out(
+            attend(q, k, v, rows, jax.tree.map(lambda each: each[::heads], cache.rows))
         )
-        cache = append(cache, k, v, rows, count)
-        out = attend(q, cache.k, cache.v, rows, cache.rows)
-        x = x + self.out(rearrange(out, "(b h) n 1 d -> b n h d", h=heads))
         return x + self.ffn(x), cache
 
 
@@ -203,8 +205,15 @@ class Generator(nn.Module):
 
         `keys`, one per sample, switch the dropouts on (training); without them nothing is random.
         Padding at the end of a sequence reaches no earlier position.
+
+        Raises ValueError for more positions than the longest sequence has.
         """
         config = self.config
+        if ids.shape[1] > config.positions:
+            raise ValueError(
+                f"sequences of {ids.shape[1]} ids do not fit a generator with "
+                f"{config.positions} positions"
+            )
         if keys is not None:
             dropped = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))(
                 fold(keys, 0)
@@ -226,26 +235,37 @@ class Generator(nn.Module):
     ) -> tuple[Float[Array, "b v"], tuple[Cache, ...]]:
         """Logits in fp32 for what follows `ids`, which stand at `positions` (the class at 0).
 
-        Caches are one per layer (`empty_caches`), so that a loop updates each in place. Samples
-        that are not `alive` write nothing, and their logits mean nothing.
+        Takes the parameters of `unstack_layers` and the caches of `empty_caches`. Samples that are
+        not `alive` write nothing, and their logits mean nothing.
         """
         x = self.embed(ids[:, None], positions[:, None])
         rows = Rows(jnp.where(alive, 0, -1)[:, None], positions[:, None])
-        # Unlike the scan of the training pass, whose stacked caches would be copied at every layer.
-        params = self.layers.variables["params"]
+        count, layers = alive.astype(jnp.int32), self.variables["params"]["layers"]
         layer, after = Layer(self.config, parent=None), []
         for index, cache in enumerate(caches):
-            own = {"params": jax.tree.map(lambda p, i=index: p[i], params)}
-            x, cache = layer.apply(own, x, rows, cache, alive.astype(jnp.int32), method=Layer.step)
+            own = {"params": layers[str(index)]}
+            x, cache = layer.apply(own, x, rows, cache, count, method=Layer.step)
             after.append(cache)
         return self.logits(x)[:, 0], tuple(after)
 
 
+def unstack_layers(params: dict) -> dict:
+    """Parameters for `Generator.decode_step`: a tree per layer instead of one with stacked arrays.
+
+    A decoding loop would copy each layer's slice of the stack at every step; the barrier keeps the
+    compiler from moving the slicing back into the loop.
+    """
+    stacked = params["layers"]
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    layers = {str(i): jax.tree.map(lambda p, i=i: p[i], stacked) for i in range(depth)}
+    return {**params, "layers": jax.lax.optimization_barrier(layers)}
+
+
 def empty_caches(config: GeneratorConfig, batch: int, capacity: int) -> tuple[Cache, ...]:
-    """Caches for `Generator.decode_step`, one per layer.
+    """Caches for `Generator.decode_step`, one per layer, so that a loop updates each in place.
 
     Heads ride in the batch of a cache: each then reads one contiguous [capacity, head_dim] matrix,
-    seven times as fast on a CPU as picking its rows out of [capacity, heads, head_dim].
+    five times as fast on a CPU as picking its rows out of [capacity, heads, head_dim].
     """
     rows, head_dim = batch * config.heads, config.width // config.heads
     dtype = jnp.dtype(config.dtype)

@@ -18,6 +18,7 @@ from evatok_jax.storage import bits
 from evatok_jax.storage.evt_file import (
     DIGEST_DIGITS,
     MAX_CODEBOOK,
+    MAX_LEVELS,
     MAX_SIDE,
     MAX_TICKS,
     EvtFile,
@@ -44,7 +45,6 @@ VERSION = 1
 CHECKSUM = 8  # bytes of BLAKE2b, at the end
 _NUMBERS = len(MAGIC) + 1 + DIGEST_DIGITS // 2  # where the numbers of the header begin
 _CROP, _VARIABLE, _AUDIO, _ASPECT = 1, 2, 4, 8
-_MAX_LEVELS = 4096
 _SLACK, _RATIO = 48 << 20, 2  # what parsing may allocate: 48 MB + 2 x the file
 
 
@@ -194,8 +194,8 @@ def _parse(body: memoryview) -> EvtFile:
     grid = [take(f"number of {name}", 1, MAX_SIDE) for name in ("blocks", "rows", "columns")]
     patch = [take(f"patch {name}", 1, MAX_SIDE) for name in ("frames", "height", "width")]
     levels = [0]
-    for _ in range(take("number of levels", 1, _MAX_LEVELS)):
-        levels.append(2 * levels[-1] + bits.unzigzag(take("level", high=4 * MAX_SIDE)))
+    for _ in range(take("number of levels", 1, MAX_LEVELS)):
+        levels.append(2 * levels[-1] + bits.unzigzag(take("level")))
     clip = (count * size for count, size in zip(grid, patch, strict=True))
     geometry = Geometry(*clip, tuple(patch), tuple(levels[1:]))
     height, width = take("height", 1, MAX_SIDE), take("width", 1, MAX_SIDE)

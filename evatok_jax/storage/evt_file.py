@@ -11,6 +11,7 @@ from evatok_jax.storage.framing import MODES, SourceInfo
 
 DIGEST_DIGITS = 16  # hex digits of the tokenizer's digest that a file keeps: 8 bytes
 MAX_CODEBOOK = 2**31  # ids are int32
+MAX_LEVELS = 4096
 MAX_SIDE = 2**16  # frames, rows or columns
 MAX_CLIP = 2**28  # pixels of a clip
 MAX_TICKS = 2**62  # time stamps and their differences stay within int64
@@ -98,10 +99,12 @@ def code_dtype(codebook: int) -> np.dtype:
 
 
 def _check_picture(source: SourceInfo, geometry: Geometry) -> None:
-    """Raises ValueError where pictures, clip and box do not fit each other or the format."""
+    """Raises ValueError where pictures, clips and box do not fit each other or the format."""
     clip = (geometry.frames, geometry.height, geometry.width)
     if max(clip) > MAX_SIDE or clip[0] * clip[1] * clip[2] > MAX_CLIP:
         raise ValueError(f"clips of {clip} exceed {MAX_SIDE} a side or {MAX_CLIP} pixels")
+    if len(geometry.levels) > MAX_LEVELS:
+        raise ValueError(f"{len(geometry.levels)} levels are more than {MAX_LEVELS}")
     if not (1 <= source.width <= MAX_SIDE and 1 <= source.height <= MAX_SIDE):
         raise ValueError(f"pictures of {source.width}x{source.height}: 1..{MAX_SIDE} is allowed")
     if source.mode not in MODES:

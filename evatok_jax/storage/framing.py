@@ -107,33 +107,31 @@ def box_for(size: tuple[int, int], height: int, width: int, mode: str) -> Box:
     return Box((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2, *inner)
 
 
-def resize(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> np.ndarray:
-    """One picture at another size: bicubic, with antialias where it shrinks."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
 def fit_frame(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int, mode: str) -> np.ndarray:
-    """One picture as the clip shows it, uint8 [height, width, 3]."""
+    """One picture as the clip shows it, uint8 [height, width, 3].
+
+    It shrinks with an antialiased bilinear filter, as the training data do.
+    """
     box = box_for(frame.shape[:2], height, width, mode)
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
     if mode == "crop":
-        return resize(frame[rows, columns], height, width)
+        return _resize(frame[rows, columns], height, width, Image.Resampling.BILINEAR)
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[rows, columns] = resize(frame, box.height, box.width)
+    canvas[rows, columns] = _resize(frame, box.height, box.width, Image.Resampling.BILINEAR)
     return canvas
 
 
 def unfit_frame(frame: UInt8[np.ndarray, "h w 3"], source: SourceInfo) -> np.ndarray:
-    """The inverse of `fit_frame` up to resolution: uint8 of `source.restored_size`."""
+    """The inverse of `fit_frame` up to resolution: uint8 of `source.restored_size`, bicubic.
+
+    Raises ValueError where the source's box does not lie in the frame.
+    """
     if source.mode == "letterbox":
         box = source.box
         if box.top + box.height > frame.shape[0] or box.left + box.width > frame.shape[1]:
             raise ValueError(f"{box} does not lie in a picture of {frame.shape[:2]} pixels")
         frame = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    return resize(frame, *source.restored_size)
+    return _resize(frame, *source.restored_size, Image.Resampling.BICUBIC)
 
 
 def fit(
@@ -159,3 +157,11 @@ def unfit(clips: Iterable[np.ndarray], source: SourceInfo) -> Iterator[np.ndarra
         done += len(clip)
     if done < frames:
         raise ValueError(f"the clips hold {done} frames, the video has {frames}")
+
+
+def _resize(frame: np.ndarray, height: int, width: int, resampling: Image.Resampling) -> np.ndarray:
+    """One picture at another size; where it shrinks, Pillow's filters widen with the scale."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize((width, height), resampling))

@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import Interpolation
 from jaxtyping import Int64, UInt8
 
 from evatok_jax.storage.framing import SourceInfo, box_for, fit_frame, unfit
@@ -21,6 +22,13 @@ from evatok_jax.storage.framing import SourceInfo, box_for, fit_frame, unfit
 MAX_PIXELS = 2**26  # of one picture: a damaged header must not ask for gigabytes
 SUFFIXES = (".mp4", ".m4v", ".mov")  # containers that keep any time stamp exactly
 _PRESENT = 0.9  # share of its announced length that a file must have, or it counts as cut off
+# As training data are converted: the same bits everywhere, and no shift of 1 to 2 levels in RGB.
+_CONVERSION = (
+    Interpolation.BILINEAR
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INT
+)
 _BT709, _LIMITED = 1, 1  # the colour matrix and range that are written, in H.264's numbers
 
 
@@ -235,6 +243,7 @@ def _encode(
     if first is None:
         raise ValueError("there is no frame")
     height, width = first.shape[:2]
+    colours = {"dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
     layout = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     tick = Fraction(1, time_base.denominator)
     starts, durations = ticks[:-1].tolist(), np.diff(ticks).tolist()
@@ -261,7 +270,7 @@ def _encode(
             if picture.shape != first.shape or count > len(starts):
                 raise ValueError(f"frame {count} of {len(starts)} has shape {picture.shape}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format=layout, dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame = frame.reformat(format=layout, interpolation=_CONVERSION, **colours)
             frame.pts, frame.time_base = starts[count - 1], tick
             encode(frame)
         if count < len(starts):
@@ -313,7 +322,7 @@ def _turns(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     """A frame as it is meant to be seen, 8-bit RGB."""
-    picture = frame.to_ndarray(format="rgb24")
+    picture = frame.to_ndarray(format="rgb24", interpolation=_CONVERSION)
     swapped, upside_down, mirrored = _turns(frame)
     if swapped:
         picture = picture.transpose(1, 0, 2)

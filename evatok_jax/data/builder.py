@@ -7,6 +7,7 @@ nothing that looks finished. The same source always gives the same bytes.
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def build(
     out = Path(out)
     if shards < 1 or not 0 <= max_bad <= 1:
         raise ValueError(f"shards {shards}, max_bad {max_bad}: expected 1 or more, and 0 to 1")
+    if not videos.videos:
+        raise ValueError(f"source {videos.name} lists no video")
     identity = _identity(videos, shards, min_frames)
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
@@ -87,7 +90,8 @@ def build(
         write_json(listed, skipped)
         raise ValueError(
             f"{len(skipped)} of {len(videos.videos)} videos are bad, more than the "
-            f"{max_bad:.0%} allowed (--max-bad); the first: {skipped[0]['key']}: {skipped[0]['reason']}; all: {listed}"
+            f"{max_bad:.0%} allowed (--max-bad); the first: {skipped[0]['key']}: "
+            f"{skipped[0]['reason']}; all: {listed}"
         )
     beside = out.with_name(out.name + ".building")
     shutil.rmtree(beside, ignore_errors=True)
@@ -96,8 +100,8 @@ def build(
     for split in dict.fromkeys(item.video.split for item in usable):
         chosen = [item for item in usable if item.video.split == split]
         parts = np.array_split(np.arange(len(chosen)), min(shards, len(chosen)))
-        records = (item.record() for item in tqdm(chosen, desc=f"write {split}"))
-        files += write_split(beside, split, videos.classes, records, [len(part) for part in parts])
+        sizes = [len(part) for part in parts]
+        files += write_split(beside, split, videos.classes, _records(chosen, split), sizes)
     write_metadata(beside, videos.classes, files)
     splits = {}
     for file in files:
@@ -177,6 +181,14 @@ def _identity(videos: Source, shards: int, min_frames: int) -> str:
             "min_frames": min_frames,
         }
     )
+
+
+def _records(items: list[_Usable], split: str) -> Iterator[dict]:
+    """What is stored of them, read when it is written."""
+    with tqdm(total=len(items), desc=f"write {split}") as bar:
+        for item in items:
+            bar.update()
+            yield item.record()
 
 
 def _probe_all(videos: Source, min_frames: int, workers: int) -> tuple[list[_Usable], list[dict]]:

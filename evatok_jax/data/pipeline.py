@@ -6,10 +6,12 @@ alone, so an iterator is rebuilt at any position at no cost and gives the same b
 of processes, threads and workers.
 """
 
+import operator
 import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import SupportsIndex
 
 import grain
 import numpy as np
@@ -93,14 +95,17 @@ class Clips:
         ]
         return np.array(rows, np.int64).reshape(-1, 2)
 
-    def read(self, record: int, start: int, flip: bool = False) -> Batch:
+    def read(
+        self, record: SupportsIndex, start: SupportsIndex, flip: bool | np.bool_ = False
+    ) -> Batch:
         """One clip: frames start .. start + frames of the video in a record, mirrored if asked.
 
         Keys: video uint8 [frames, height, width, 3], label int32, key uint32 (`records.name_hash`),
         record int32, window int32 (the start, counted in the whole video), flip bool. Raises
         ValueError naming the video and the window where it cannot be decoded.
         """
-        row = self.records[int(record)]
+        record, start = operator.index(record), operator.index(start)
+        row = self.records[record]
         try:
             video = window(
                 row["video"], start, self.frames, self.height, self.width, row["keyframes"]
@@ -164,8 +169,8 @@ class _HostRows:
     def __init__(self, start: int, batch_size: int, process_index: int, process_count: int):
         if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
             raise ValueError(
-                f"a global batch of {batch_size} cannot be divided among {process_count} processes, "
-                f"of which this is number {process_index}"
+                f"a global batch of {batch_size} cannot be divided among {process_count} "
+                f"processes, of which this is number {process_index}"
             )
         self.size = batch_size // process_count
         self._batch_size, self._start = batch_size, start + process_index * self.size

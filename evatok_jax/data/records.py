@@ -62,7 +62,7 @@ def write_split(
         path = Path(
             _template(directory, split).sharded_filepath(shard_index=number, num_shards=len(sizes))
         )
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
         for _ in range(size):
             record = next(records)
             writer.write(spec.serialize_example(spec.encode_example(record)))

@@ -1,0 +1,129 @@
+"""A window is that part of a full decode, in the right colours; what cannot be used is refused."""
+
+import csv
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from evatok_jax.data.decode import BadVideo, Fit, probe, window
+
+
+def decode_all(path, height, width):
+    """All frames of a file, by the plainest way there is."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    fit = Fit(frames[0], height, width)
+    return np.stack([fit(frame) for frame in frames])
+
+
+@pytest.mark.parametrize(
+    "kind", ["avi", "avi-b-frames", "avi-one-key", "mp4-b-frames", "mp4-open-gop", "mkv", "mjpeg"]
+)
+def test_every_window_equals_the_full_decode(tmp_path, videos, kind):
+    path = tmp_path / f"video.{videos.kinds[kind][0]}"
+    videos.write(path, videos.pictures(47), kind)
+    data, full = path.read_bytes(), decode_all(path, 16, 16)
+    found = probe(data)
+    assert (found.frames, found.height, found.width) == (47, 32, 40)
+    assert found.fps == pytest.approx(25, rel=0.05)
+    for start in range(0, 47 - 5 + 1):
+        clip = window(data, start, 5, 16, 16, found.keyframes)
+        np.testing.assert_array_equal(clip, full[start : start + 5])
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4-b-frames", "mkv", "mjpeg"])
+def test_key_frames_are_used(tmp_path, videos, kind):
+    path = videos.write(tmp_path / f"video.{videos.kinds[kind][0]}", videos.pictures(47), kind)
+    found = probe(path.read_bytes())
+    assert len(found.keyframes) >= 4
+    assert tuple(found.keyframes[0]) == (0, 0)
+    assert (np.diff(found.keyframes[:, 0]) >= 8).all()
+
+
+def test_colours_and_filter_agree_with_pillow(tmp_path, videos):
+    """RGB of a lossless video against colour conversion and antialiased resize in floats."""
+    pictures = 80 + videos.pictures(1, 48, 60) // 3  # no colour that one of the two would clip
+    path = videos.write(tmp_path / "video.mkv", pictures, "mkv")
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+    planes = [
+        np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        for plane in frame.planes
+    ]
+    y, cb, cr = (
+        np.asarray(Image.fromarray(plane.astype(np.float32)).resize((60, 48), Image.BILINEAR))
+        for plane in planes
+    )
+    y, cb, cr = (y - 16) / 219 * 255, (cb - 128) / 224 * 255, (cr - 128) / 224 * 255
+    rgb = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
+    expected = np.stack(
+        [
+            np.asarray(Image.fromarray(c).resize((16, 16), Image.BILINEAR, box=(6, 0, 54, 48)))
+            for c in rgb
+        ],
+        -1,
+    )
+    difference = Fit(frame, 16, 16)(frame) - expected.clip(0, 255)
+    assert np.abs(difference).max() < 3  # the two place chroma half a pixel apart
+    assert np.abs(difference.mean((0, 1))).max() < 0.3
+
+
+def test_shrinking_is_antialiased_and_keeps_the_centre(tmp_path, videos):
+    pictures = np.zeros((1, 64, 192, 3), np.uint8)
+    pictures[:, :, 64:128] = 255 * (np.indices((64, 64)).sum(0) % 2)[None, :, :, None]
+    pictures[:, :, :64, 0] = pictures[:, :, 128:, 2] = 255
+    path = videos.write(tmp_path / "video.mkv", pictures, "mkv")
+    clip = window(path.read_bytes(), 0, 1, 16, 16, probe(path.read_bytes()).keyframes)
+    inner = clip[0, 1:-1, 1:-1].astype(int)
+    assert np.abs(inner - 127).max() <= 4  # a fine chess board is grey; its neighbours are cut off
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 16), (64, 64)])
+@pytest.mark.parametrize("stored", [(32, 40), (38, 26), (32, 32)])
+def test_any_shape_fits(tmp_path, videos, size, stored):
+    path = videos.write(tmp_path / "video.avi", videos.pictures(3, *stored))
+    data = path.read_bytes()
+    keyframes = probe(data).keyframes
+    clip = window(data, 1, 2, *size, keyframes)
+    assert clip.shape == (2, *size, 3)
+    np.testing.assert_array_equal(clip, window(data, 1, 2, *size, keyframes))
+
+
+def test_bad_videos_say_why(tmp_path, videos):
+    good = videos.write(tmp_path / "good.avi", videos.pictures(60)).read_bytes()
+    mp4 = videos.write(tmp_path / "good.mp4", videos.pictures(60), "mp4-b-frames").read_bytes()
+    mkv = videos.write(tmp_path / "good.mkv", videos.pictures(60), "mkv").read_bytes()
+    for data, reason in [
+        (b"", "empty"),
+        (b"no video" * 100, "FFmpeg"),
+        (videos.sound(tmp_path / "sound.mp4").read_bytes(), "no video stream"),
+        (good[: len(good) // 2], "cut off|damaged|decoding fails"),
+        (mp4[: len(mp4) // 2], "FFmpeg"),
+        (mkv[: len(mkv) // 2], "cut off|damaged|decoding fails"),
+    ]:
+        with pytest.raises(BadVideo, match=reason):
+            probe(data)
+
+
+def test_a_window_past_the_end_is_an_error(tmp_path, videos):
+    data = videos.write(tmp_path / "video.avi", videos.pictures(20)).read_bytes()
+    with pytest.raises(BadVideo, match="only 3 of the frames 17 to 20"):
+        window(data, 17, 4, 16, 16, probe(data).keyframes)
+
+
+def test_real_clips(real_data):
+    """Old AVI files with B-frames and odd time stamps among them."""
+    folder = real_data / "ucf101_mini"
+    with (folder / "index.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))[::25]
+    rng = np.random.default_rng(0)
+    for row in rows:
+        path = folder / row["class"] / row["file"]
+        data, full = path.read_bytes(), decode_all(path, 32, 32)
+        found = probe(data)
+        assert found.frames == int(row["frames"]) == len(full)
+        for start in rng.integers(0, found.frames - 15, 3):
+            clip = window(data, int(start), 16, 32, 32, found.keyframes)
+            np.testing.assert_array_equal(clip, full[start : start + 16])

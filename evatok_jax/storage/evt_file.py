@@ -48,8 +48,9 @@ class EvtFile:
             raise ValueError(f"a codebook of {self.codebook} ids: allowed are 2..{MAX_CODEBOOK}")
         _check_picture(self.source, self.geometry)
         _check_times(self.source)
-        lengths = _checked_lengths(self.lengths, self.source.frames, self.geometry)
-        codes = _checked_codes(self.codes, int(lengths.sum(dtype=np.int64)), self.codebook)
+        lengths = _checked_lengths(np.asarray(self.lengths), self.source.frames, self.geometry)
+        count = int(lengths.sum(dtype=np.int64))
+        codes = _checked_codes(np.asarray(self.codes), count, self.codebook)
         for name, value in (("tokenizer", tokenizer), ("lengths", lengths), ("codes", codes)):
             object.__setattr__(self, name, value)
 

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from evatok_jax.geometry import Geometry
+from evatok_jax.geometry import GEOMETRIES, Geometry
 from evatok_jax.storage import evt
-from evatok_jax.storage.framing import Box
+from evatok_jax.storage.framing import Box, SourceInfo
 
 
 def assert_same(found, expected):
@@ -134,6 +134,22 @@ def test_contradictions_are_refused_before_they_are_written(change, reason, make
             setattr(parts["source"], name, value(make_evt()))
     with pytest.raises(ValueError, match=reason):
         evt.EvtFile(**parts)
+
+
+# The example of docs/formats.md: version 1 is these bytes, and stays them.
+EXAMPLE = bytes.fromhex(
+    "45565401 0123456789abcdef 08df1444481813820086881440019350 10 00"
+    "68a61bf0219f1f453e7c4d8850868dac3664a4a21352f36bde6ac9737d079450d39f767ee60eb803"
+    "d45e91bde93569ac"
+)
+
+
+def test_the_documented_example_is_what_is_written_and_read():
+    source = SourceInfo(64, 48, "letterbox", Box(4, 0, 24, 32), Fraction(1, 25), np.arange(6))
+    lengths, codes = np.full((1, 4), 8), np.arange(32)
+    example = evt.EvtFile(1000, GEOMETRIES["nano"], "0123456789abcdef", source, lengths, codes)
+    assert evt.dumps(example) == EXAMPLE
+    assert_same(evt.loads(EXAMPLE), example)
 
 
 def repaired(data: bytes) -> bytes:

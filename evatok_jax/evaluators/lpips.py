@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 from evatok_jax.evaluators.chunks import in_chunks
 from evatok_jax.pretrained.lpips import Net, Params, load_lpips, lpips_distance, lpips_features
 
-_CHUNK_PIXELS = 2**17  # 32 frames of 64x64: about 300 MB for VGG16
+_CHUNK_PIXELS = 2**16  # 16 frames of 64x64: about 150 MB for VGG16
 
 
 class LpipsMetric:

@@ -142,12 +142,24 @@ def _unit_length(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """2-D convolution; float32 stays float32 on every machine."""
+    kernel = kernel.astype(x.dtype)
+    size = kernel.shape[0]
+    if min(x.shape[1:3]) < size:  # on a CPU, XLA has only a plain loop for this
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        rows, columns = (side - size + 1 for side in x.shape[1:3])
+        views = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
+        patches = jnp.concatenate(views, axis=-1)[:, ::stride, ::stride]
+        return jnp.matmul(
+            patches, kernel.reshape(-1, kernel.shape[-1]), precision=lax.Precision.HIGHEST
+        )
     return lax.conv_general_dilated(
         x,
-        kernel.astype(x.dtype),
+        kernel,
         (stride, stride),
         [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
     )
 
 

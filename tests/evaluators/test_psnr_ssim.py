@@ -64,7 +64,7 @@ def test_chunks_change_nothing(size):
 
     a = np.arange(5.0)
     np.testing.assert_array_equal(in_chunks(function, size, a, 10 * a), 11 * a)
-    assert set(seen) == {min(size, 5)}
+    assert set(seen) == {size}
 
 
 def test_chunks_refuse_what_does_not_fit():

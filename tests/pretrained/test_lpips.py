@@ -127,3 +127,15 @@ def test_small_images_are_refused(net):
     assert shape.shape == (1,)
     with pytest.raises(ValueError, match=f"{side} pixels"):
         lpips(random_params("alex"), *[jnp.zeros((1, side - 1, 64, 3))] * 2, net)
+
+
+@pytest.mark.parametrize("side, size, padding", [(2, 3, 1), (1, 3, 1), (3, 5, 2)])
+def test_convolution_of_small_maps(side, size, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, side, side, 5)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((size, size, 5, 4)), jnp.float32)
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=layout
+    )
+    np.testing.assert_allclose(module._conv(x, kernel, 1, padding), expected, atol=1e-5)

@@ -4,6 +4,7 @@ python -m evatok_jax.main --config=configs/proxy.py:data=DIR,size=mini --workdir
 """
 
 import importlib
+import logging as pylogging
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ SET = flags.DEFINE_multi_string("set", [], "section.key=value, on top of the con
 
 # A config names its job; a job is a function of (config, workdir).
 JOBS = {
+    "data": "evatok_jax.data.job:build_dataset",
     "train": "evatok_jax.train:train",
     "curate": "evatok_jax.curate:curate",
     "evaluate": "evatok_jax.evaluate:evaluate",
@@ -26,10 +28,19 @@ JOBS = {
 }
 
 
+def quiet_libraries() -> None:
+    """Libraries speak from warnings on; what this package logs stays."""
+    own = logging.get_absl_logger()
+    own.addFilter(lambda record: record.levelno > pylogging.INFO or "evatok_jax" in record.pathname)
+    for name in ("jax", "orbax", "tensorflow_datasets"):
+        pylogging.getLogger(name).setLevel(pylogging.WARNING)
+
+
 def run(argv) -> None:
     """Reads the config and runs its job; user errors end in one message and exit code 2."""
     del argv
     logging.set_verbosity(logging.INFO)
+    quiet_libraries()
     if "COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
     try:
@@ -39,7 +50,7 @@ def run(argv) -> None:
             raise ValueError(f"unknown job {config.job!r}: {nearest(config.job, JOBS)}")
         module, _, name = JOBS[config.job].partition(":")
         getattr(importlib.import_module(module), name)(config, Path(WORKDIR.value))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ChildProcessError) as error:
         logging.debug("", exc_info=error)
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

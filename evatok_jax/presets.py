@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from evatok_jax.config import nearest
 from evatok_jax.geometry import geometry
 from evatok_jax.optim import default_optim
 
@@ -84,3 +85,221 @@ def tokenizer_config(args) -> ConfigDict:
             run=run_section(args.steps),
         )
     )
+
+
+def curation_config(args, kind: str) -> ConfigDict:
+    """A map over windows: "scores" or "tokens" (see `evatok_jax.curate`)."""
+    return ConfigDict(
+        dict(
+            job="curate",
+            name=kind,
+            map=kind,
+            seed=args.seed,
+            tokenizer=args.tokenizer,
+            router="",
+            fixed=(0,),
+            data=dict(path=args.data, split=args.split, flip=False),
+            windows=args.windows,
+            batch_size=16,
+            shard_size=16,
+            lpips_net=args.net,
+            chunk=args.chunk,
+            run=run_section(1),
+        )
+    )
+
+
+def router_config(args) -> ConfigDict:
+    """The router's job; w_q + w_l = 2."""
+    return ConfigDict(
+        dict(
+            job="train",
+            name=f"router-{args.w_q}",
+            stage="evatok_jax.stages.router:RouterStage",
+            seed=args.seed,
+            batch_size=args.batch,
+            accumulate=1,
+            data=dict(path=args.data, scores=args.scores, flip=True),
+            labels=dict(w_q=args.w_q, w_l=2.0 - args.w_q, temperature=args.temperature),
+            model=dict(
+                geometry=args.geometry,
+                size=args.size,
+                dropout=0.1 if small(args.size) else 0.0,
+                dtype="float32" if small(args.size) else "bfloat16",
+            ),
+            optim=dict(
+                router=default_optim(
+                    lr=args.lr,
+                    end_lr=args.lr / 100,
+                    warmup=50 if small(args.size) else 1000,
+                    weight_decay=0.05,
+                    clip=1.0,
+                    ema=0.99 if small(args.size) else 0.9999,
+                )
+            ),
+            run=run_section(args.steps),
+        )
+    )
+
+
+def generator_config(args) -> ConfigDict:
+    """The generator's job, on a table of tokens."""
+    little = small(args.size)
+    return ConfigDict(
+        dict(
+            job="train",
+            name="generator",
+            stage="evatok_jax.stages.generator:GeneratorStage",
+            seed=args.seed,
+            batch_size=args.batch,
+            accumulate=1,
+            tokenizer=args.tokenizer,
+            data=dict(tokens=args.tokens),
+            length_multiple=128,
+            model=dict(
+                size=args.size,
+                num_classes=args.classes,
+                dtype="float32" if little else "bfloat16",
+                remat=not little,
+            ),
+            optim=dict(
+                generator=default_optim(
+                    lr=args.lr,
+                    schedule="wsd",
+                    warmup=50 if little else 5000,
+                    weight_decay=0.05,
+                    clip=1.0,
+                    ema=0.99 if little else 0.9999,
+                )
+            ),
+            run=run_section(args.steps),
+        )
+    )
+
+
+SCALES = {
+    # For tests: everything is there, nothing is learnt.
+    "nano": dict(
+        geometry="nano",
+        tokenizer="tiny",
+        router="tiny",
+        generator="tiny",
+        batch=4,
+        strata=1,
+        proxy_steps=3,
+        final_steps=2,
+        router_steps=2,
+        generator_steps=2,
+        router_batch=4,
+        w_q=(1.2,),
+        score_windows=(3, 2),
+        level=16,
+        samples=2,
+    ),
+    # Seconds are those of two cores; docs/quickstart.md has the table.
+    "quick": dict(
+        geometry="quick64",
+        tokenizer="tiny",
+        router="tiny",
+        generator="tiny",
+        batch=8,
+        strata=3,
+        proxy_steps=400,
+        final_steps=300,
+        router_steps=150,
+        generator_steps=200,
+        router_batch=16,
+        w_q=(1.2,),
+        score_windows=(0, 0),
+        level=32,
+        samples=8,
+    ),
+    "mini64": dict(
+        geometry="mini64",
+        tokenizer="mini",
+        router="mini",
+        generator="mini",
+        batch=8,
+        strata=5,
+        proxy_steps=2500,
+        final_steps=1500,
+        router_steps=400,
+        generator_steps=1500,
+        router_batch=32,
+        w_q=(0.4, 0.8, 1.2, 1.6),
+        score_windows=(192, 64),
+        level=32,
+        samples=128,
+    ),
+}
+
+
+def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
+    """The jobs of a pipeline in order: {"name", "config", "set"}; {workdir} stands for its folder."""
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
+    s = ConfigDict(SCALES[scale])
+    data = "{workdir}/data/clips"
+    proxy, final = "{workdir}/proxy/export", "{workdir}/final/export"
+    common = f"data={data},geometry={s.geometry}"
+    train = f"{common},size={s.tokenizer},batch={s.batch},lr=1e-3"
+    routers = [f"router-{w_q}" for w_q in s.w_q]
+    middle = 1.2  # the paper's weights decide the final tokenizer's lengths
+    jobs = []
+
+    def job(name: str, config: str, **settings):
+        jobs.append({"name": name, "config": f"configs/{config}", "set": settings})
+
+    job("data", f"data.py:source={source},videos={videos}")
+    job("proxy", f"proxy.py:{train},strata={s.strata},steps={s.proxy_steps}")
+    for split, windows in zip(("train", "test"), s.score_windows, strict=True):
+        job(
+            f"scores-{split}",
+            f"scores.py:data={data},split={split},tokenizer={proxy},windows={windows},net=alex",
+        )
+    for w_q, name in zip(s.w_q, routers, strict=True):
+        job(
+            name,
+            f"router.py:{common},scores={{workdir}}/scores-train/table,w_q={w_q},size={s.router},"
+            f"batch={s.router_batch},steps={s.router_steps},lr=5e-4,temperature=0.25",
+        )
+    router = f"{{workdir}}/router-{middle}/export"
+    job("final", f"final.py:{train},router={router},steps={s.final_steps}")
+    job("uniform", f"final.py:{train},level={s.level},steps={s.final_steps}")
+    for split in ("train", "test"):
+        flip = "true" if split == "train" else "false"
+        job(f"tokens-{split}", f"tokens.py:data={data},split={split},tokenizer={final},flip={flip}")
+    classes = 11 if source == "ucf_mini" else 101 if source == "ucf101" else 1
+    job(
+        "generator",
+        f"generator.py:tokenizer={final},tokens={{workdir}}/tokens-train/table,classes={classes},"
+        f"size={s.generator},batch=16,steps={s.generator_steps},lr=1e-3",
+    )
+    job(
+        "evaluate-curves",
+        f"evaluate.py:task=curves,data={data}",
+        tokenizer=proxy,
+        w_q=s.w_q,
+        routers=tuple(f"{{workdir}}/{name}/export" for name in routers),
+        scores_train="{workdir}/scores-train/table",
+        scores_test="{workdir}/scores-test/table",
+    )
+    job(
+        "evaluate-final",
+        f"evaluate.py:task=final,data={data}",
+        tokenizer=final,
+        names=("final, routed", "uniform twin", "proxy, routed"),
+        exports=(final, "{workdir}/uniform/export", proxy),
+        fixed=(0, s.level, 0),
+        router=router,
+    )
+    job(
+        "evaluate-generation",
+        f"evaluate.py:task=generation,data={data}",
+        generator="{workdir}/generator/export",
+        tokens_train="{workdir}/tokens-train/table",
+        tokens_test="{workdir}/tokens-test/table",
+        samples=s.samples,
+        fvd=classes > 1,  # file names are no classes worth a gFVD
+    )
+    return jobs

@@ -293,9 +293,9 @@ def report(pending, writer, bar, config, began) -> None:
 def finish(stage, state, workdir, config, seconds: float, compilations: int) -> None:
     """Exports the averaged parameters and marks the workdir as done."""
     params = {**state.params, **state.ema}
-    kind, description, tree = stage.export(jax.device_get(params))
+    kind, description, tree, notes = stage.export(jax.device_get(params))
     if jax.process_index() == 0:
-        save_export(workdir / "export", kind, description, tree)
+        save_export(workdir / "export", kind, description, tree, notes)
         workdirs.write_json(
             workdir / "done.json",
             {

@@ -88,4 +88,5 @@ class GeneratorStage(BaseStage):
     def export(self, params):
         """The generator with the tokenizer (and router) that it needs to make pixels."""
         description = {"generator": self.description, **self.tokenizer.config}
-        return "generator", description, {"generator": params["generator"], **self.tokenizer.params}
+        tree = {"generator": params["generator"], **self.tokenizer.params}
+        return "generator", description, tree, {}

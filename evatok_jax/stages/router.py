@@ -99,4 +99,4 @@ class RouterStage(BaseStage):
         return {"router": loss}, state, metrics
 
     def export(self, params):
-        return "router", {"router": self.description}, {"router": params["router"]}
+        return "router", {"router": self.description}, {"router": params["router"]}, {}

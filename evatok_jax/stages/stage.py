@@ -57,8 +57,8 @@ class Stage(Protocol):
     def optimizers(self, steps: int) -> dict[str, optax.GradientTransformation]:
         """One optimiser a group; `steps` is the number of steps of the run."""
 
-    def export(self, params: dict[str, Tree]) -> tuple[str, dict, Tree]:
-        """What the trained model is for others: kind, configuration, parameters."""
+    def export(self, params: dict[str, Tree]) -> tuple[str, dict, Tree, dict]:
+        """What the trained model is for others: kind, configuration, parameters, notes."""
 
 
 class BaseStage:

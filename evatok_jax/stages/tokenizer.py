@@ -142,4 +142,4 @@ class TokenizerStage(BaseStage):
         if self._router_export:
             description["router"] = self._router_export.config["router"]
             tree["router"] = self._router_export.params["router"]
-        return "tokenizer", description, tree
+        return "tokenizer", description, tree, {}

@@ -1,0 +1,46 @@
+"""Evaluation of what a pipeline made; `task` is curves, final or generation (see `evatok_jax.evaluate`).
+
+The pipeline fills in the paths: configs/pipeline.py lists what each task needs.
+"""
+
+from ml_collections import ConfigDict
+
+from evatok_jax.config import parse_arguments
+from evatok_jax.presets import run_section
+
+
+def get_config(arg=None):
+    args = parse_arguments(arg, task="curves", data="", windows=0, fvd=True, batch=16, seed=0)
+    return ConfigDict(
+        dict(
+            job="evaluate",
+            name=f"evaluate-{args.task}",
+            task=args.task,
+            seed=args.seed,
+            data=dict(path=args.data, split="test"),
+            windows=args.windows,
+            batch_size=args.batch,
+            fvd=args.fvd,
+            resamples=50,
+            tokenizer="",
+            # curves
+            w_q=(1.2,),
+            routers=("",),
+            scores_train="",
+            scores_test="",
+            # final: one row for each export; a level of 0 means the lengths of its router
+            names=("",),
+            exports=("",),
+            fixed=(0,),
+            router="",
+            strips=12,
+            # generation
+            generator="",
+            tokens_train="",
+            tokens_test="",
+            samples=64,
+            shown=24,
+            guidance=1.0,
+            run=run_section(1),
+        )
+    )

@@ -1,0 +1,27 @@
+"""Stage 2: LPIPS, PSNR and MSE of clips under every assignment (EVATok sec. 3.2.2).
+
+    python -m evatok_jax.main --workdir=runs/scores \
+        --config=configs/scores.py:data=DATASET,tokenizer=runs/proxy/export,windows=100000
+
+The paper's: 100k WebVid clips x 625 assignments, 4 x 64 V100 x 12.5 h. All scores are kept, so labels
+for other weights (w_q, w_l) cost nothing. `net` is the LPIPS network: vgg, or alex where time is short.
+"""
+
+from evatok_jax.config import parse_arguments
+from evatok_jax.presets import curation_config
+
+
+def get_config(arg=None):
+    args = parse_arguments(
+        arg,
+        data="",
+        split="train",
+        tokenizer="",
+        windows=100_000,
+        net="vgg",
+        chunk=25,
+        seed=0,
+    )
+    config = curation_config(args, "scores")
+    config.name = f"scores-{args.split}"
+    return config

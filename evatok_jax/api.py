@@ -1,0 +1,289 @@
+"""The door for code: `load()`, `Tokenizer`, `Generator`, on NumPy uint8 video.
+
+tokenizer = evatok_jax.load("runs/final")
+tokens = tokenizer.encode(clips)          # clips: uint8 [n, frames, height, width, 3]
+video = tokenizer.decode(tokens)
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from evatok_jax import engine
+from evatok_jax.allocation.assignments import all_assignments
+from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.losses.next_token import next_token_loss
+from evatok_jax.models.build import build_generator, build_router, build_tokenizer
+from evatok_jax.models.ragged import check_lengths, layout, static_size
+from evatok_jax.models.router import scores
+from evatok_jax.pixels import check_clips, to_model, to_uint8
+from evatok_jax.storage.export import Export, load_export
+from evatok_jax.tokens import Tokens
+
+
+def load(directory: str | Path) -> "Tokenizer | Generator":
+    """What an export directory, or the workdir of a finished job, holds.
+
+    Raises ValueError where it holds neither a tokenizer nor a generator, or anything in it is off.
+    """
+    directory = Path(directory)
+    if not (directory / "export.json").exists() and (directory / "export").is_dir():
+        directory = directory / "export"
+    export = load_export(directory)
+    if export.kind == "tokenizer":
+        return Tokenizer(export)
+    if export.kind == "generator":
+        return Generator(export)
+    raise ValueError(f"{directory} holds a {export.kind}: load() opens tokenizers and generators")
+
+
+class Router:
+    """Decides the lengths of clips from their pixels."""
+
+    def __init__(self, export: Export, batch: int = 16):
+        if "router" not in export.params:
+            raise ValueError(f"an export of kind {export.kind!r} has no router")
+        model = build_router(export.config["router"])
+        self.digest, self.batch = export.digest, batch
+        self.geometry = g = model.config.geometry
+        self.assignments = all_assignments(g.levels, g.blocks)
+        self._params = jax.device_put(export.params["router"])
+
+        def score(params, video):
+            logits = model.apply({"params": params}, to_model(video))
+            return scores(logits, self.assignments, g)
+
+        self._score = jax.jit(score)
+
+    def scores(self, clips: UInt8[np.ndarray, "n f h w 3"]) -> Float[np.ndarray, "n a"]:
+        """log p of every assignment, in the order of `assignments`.
+
+        Raises ValueError for clips of another shape.
+        """
+        clips = check_clips(clips, self.geometry.clip_shape)
+        return in_chunks(lambda part: self._score(self._params, part), self.batch, clips)
+
+    def route(
+        self, clips: UInt8[np.ndarray, "n f h w 3"], budget: int | None = None
+    ) -> Int[np.ndarray, "n t"]:
+        """The most likely assignment of each clip, among those of at most `budget` tokens a clip.
+
+        Raises ValueError for clips of another shape, or a budget below the least.
+        """
+        totals = self.assignments.sum(axis=1)
+        if budget is not None and budget < totals.min():
+            raise ValueError(f"a budget of {budget} tokens: a clip has at least {totals.min()}")
+        log_p = self.scores(clips)
+        if budget is not None:
+            log_p = np.where(totals <= budget, log_p, -np.inf)
+        return self.assignments[log_p.argmax(axis=1)]
+
+
+class Tokenizer:
+    """Video to tokens and back.
+
+    Clips go through in batches of at most `batch`; lengths are padded to one of eight sizes, so that
+    at most eight programs are compiled for encoding and as many for decoding.
+    """
+
+    def __init__(self, export: Export, batch: int = 16):
+        self.digest, self.batch = export.digest, batch
+        self.model = build_tokenizer(export.config["tokenizer"])
+        self.config = self.model.config
+        self.geometry = g = self.config.geometry
+        self.params = jax.device_put(export.params["tokenizer"])
+        self.router = Router(export, batch) if "router" in export.params else None
+        self.multiple = max(g.max_length // 8, 1)
+        self._encode = jax.jit(partial(_encode, self.model), static_argnames="size")
+        self._decode = jax.jit(partial(_decode, self.model))
+
+    def use_router(self, export: Export | str | Path) -> None:
+        """Takes the router of an export (or of its directory). Raises ValueError if it does not fit."""
+        router = Router(export if isinstance(export, Export) else load_export(export), self.batch)
+        if router.geometry != self.geometry:
+            raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
+        self.router = router
+
+    def route(
+        self, clips: UInt8[np.ndarray, "n f h w 3"], budget: int | None = None
+    ) -> Int[np.ndarray, "n t"]:
+        """The router's lengths (see `Router.route`). Raises ValueError without a router."""
+        if self.router is None:
+            raise ValueError(
+                "this tokenizer has no router: give lengths, or call use_router() first"
+            )
+        return self.router.route(clips, budget)
+
+    # ---- clips ---------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        clips: UInt8[np.ndarray, "n f h w 3"],
+        lengths: Int[np.ndarray, "n t"] | None = None,
+        budget: int | None = None,
+    ) -> Tokens:
+        """Tokens of clips, under lengths of one's own, or the router's within an optional budget.
+
+        Args:
+          clips: uint8 [n, *geometry.clip_shape]; `cut` makes clips of a video of any length.
+          lengths: tokens of each block, each one a level; the router decides by default.
+          budget: at most this many tokens a clip, when the router decides.
+
+        Raises ValueError for pixels, shapes or lengths that do not fit.
+        """
+        clips = check_clips(clips, self.geometry.clip_shape)
+        if lengths is None:
+            lengths = self.route(clips, budget)
+        elif budget is not None:
+            raise ValueError("give lengths or a budget, not both")
+        lengths = check_lengths(lengths, self.geometry.levels, self.geometry.blocks)
+        if len(lengths) != len(clips):
+            raise ValueError(f"{len(lengths)} rows of lengths for {len(clips)} clips")
+        size = int(lengths.sum(axis=1).max(initial=1))
+        codes = np.zeros((len(clips), size), np.int32)
+        slot = np.full((len(clips), size), -1, np.int32)
+        for rows, part in self._parts(lengths):
+            own, slots = self._encode(self.params, clips[rows], lengths[rows], size=part)
+            width = min(part, size)
+            codes[rows, :width], slot[rows, :width] = own[:, :width], slots[:, :width]
+        return Tokens(codes, slot, lengths)
+
+    def decode(self, tokens: Tokens) -> UInt8[np.ndarray, "n f h w 3"]:
+        """Clips from tokens. Raises ValueError for ids outside the codebook and lengths that are none."""
+        lengths = check_lengths(tokens.lengths, self.geometry.levels, self.geometry.blocks)
+        codes = np.asarray(tokens.codes)
+        if codes.ndim != 2 or len(codes) != len(lengths):
+            raise ValueError(f"codes must be [{len(lengths)} clips, tokens], not {codes.shape}")
+        totals = lengths.sum(axis=1)
+        if totals.max(initial=0) > codes.shape[1]:
+            raise ValueError(f"lengths sum to {totals.max()}, codes hold {codes.shape[1]} a clip")
+        real = np.arange(codes.shape[1]) < totals[:, None]
+        outside = real & ((codes < 0) | (codes >= self.config.codebook_size))
+        if outside.any():
+            raise ValueError(
+                f"id {codes[outside][0]} is outside the codebook of {self.config.codebook_size}"
+            )
+        out = np.zeros((len(codes), *self.geometry.clip_shape), np.uint8)
+        for rows, size in self._parts(lengths):
+            own = np.zeros((len(rows), size), np.int32)
+            width = min(size, codes.shape[1])
+            own[:, :width] = np.where(real, codes, 0)[rows, :width]
+            out[rows] = self._decode(self.params, own, lengths[rows])
+        return out
+
+    def reconstruct(self, clips, lengths=None, budget=None) -> UInt8[np.ndarray, "n f h w 3"]:
+        """`decode(encode(...))`."""
+        return self.decode(self.encode(clips, lengths, budget))
+
+    def latents(
+        self, clips: UInt8[np.ndarray, "n f h w 3"], lengths: Int[np.ndarray, "n t"]
+    ) -> Float[np.ndarray, "n s c"]:
+        """Latents before the quantiser, for analyses; padded to one static size."""
+        lengths = check_lengths(lengths, self.geometry.levels, self.geometry.blocks)
+        video = to_model(check_clips(clips, self.geometry.clip_shape))
+        size = int(lengths.sum(axis=1).max())
+        return np.asarray(
+            self.model.apply(
+                {"params": self.params}, video, jnp.asarray(lengths), size, method="encode"
+            )
+        )
+
+    def cut(self, video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n f h w 3"]:
+        """A video of any length as clips; the last one is filled by its last frame.
+
+        Raises ValueError unless the pictures have the tokenizer's size.
+        """
+        g = self.geometry
+        video = np.asarray(video)
+        if video.ndim != 4 or video.shape[1:] != g.clip_shape[1:] or not len(video):
+            raise ValueError(
+                f"video must be [frames, {g.height}, {g.width}, 3] with a frame or more, not "
+                f"{video.shape}; evatok_jax.storage.framing.fit resizes"
+            )
+        missing = -len(video) % g.frames
+        video = np.concatenate([video, np.repeat(video[-1:], missing, axis=0)])
+        return video.reshape(-1, *g.clip_shape)
+
+    # ---- batches of few shapes -----------------------------------------------------------------
+
+    def _parts(self, lengths):
+        """Rows of similar length in full batches, with the static size of each."""
+        totals = lengths.sum(axis=1)
+        order = np.argsort(totals, kind="stable")
+        for first in range(0, len(order), self.batch):
+            rows = order[first : first + self.batch]
+            if (
+                len(lengths) > self.batch
+            ):  # the last batch repeats a row rather than change its shape
+                rows = np.pad(rows, (0, self.batch - len(rows)), mode="edge")
+            longest = int(totals[rows].max())
+            yield rows, static_size(longest, self.multiple, self.geometry.max_length)
+
+
+def _encode(model, params, clips, lengths, size):
+    rows = layout(lengths, size)
+    variables = {"params": params}
+    z = model.apply(variables, to_model(clips), lengths, size, method="encode")
+    codes = model.apply(variables, z, rows, method="quantize").codes
+    return codes, jnp.where(rows.valid, rows.slot, -1)
+
+
+def _decode(model, params, codes, lengths):
+    variables = {"params": params}
+    vectors = model.apply(variables, codes, method="look_up")
+    return to_uint8(model.apply(variables, vectors, lengths, method="decode"))
+
+
+class Generator:
+    """Samples clips by class. `tokenizer` is the one whose tokens it learned."""
+
+    def __init__(self, export: Export, batch: int = 16):
+        self.digest, self.batch = export.digest, batch
+        self.model = build_generator(export.config["generator"])
+        self.config = self.model.config
+        self.classes = export.extra.get("classes", [])
+        self._params = jax.device_put(export.params["generator"])
+        self.tokenizer = Tokenizer(export, batch)
+
+        def token_loss(params, classes, ids, kind):
+            logits = self.model.apply({"params": params}, classes, ids)
+            return next_token_loss(logits, ids, kind)
+
+        self._loss = jax.jit(token_loss)
+
+    def token_loss(self, classes, ids, kind):
+        """Mean next-token loss in nats and its parts, of sequences as `to_sequence` makes them."""
+        return self._loss(self._params, classes, ids, kind)
+
+    def sample_tokens(self, classes, seed: int = 0, guidance: float = 1.0, **options) -> Tokens:
+        """Tokens of one clip for each class number; `options` are those of `engine.sample`.
+
+        A sample depends on (seed, its place in `classes`, its class) alone, not on batches.
+        """
+        classes = engine.check_whole("classes", classes)
+        rng, parts = jax.random.key(seed), []
+        for first in range(0, len(classes), self.batch):
+            index = np.arange(first, min(first + self.batch, len(classes)))
+            padded = np.pad(index, (0, self.batch - len(index)), mode="edge")
+            own = padded if len(classes) > self.batch else index
+            tokens = engine.sample(
+                self.model,
+                self._params,
+                classes[own],
+                rng,
+                guidance=guidance,
+                indices=own,
+                **options,
+            )
+            parts.append(jax.tree.map(lambda x, n=len(index): np.asarray(x)[:n], tokens))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def sample(
+        self, classes, seed: int = 0, guidance: float = 1.0, **options
+    ) -> UInt8[np.ndarray, "n f h w 3"]:
+        """One clip for each class number."""
+        return self.tokenizer.decode(self.sample_tokens(classes, seed, guidance, **options))

@@ -1,0 +1,112 @@
+"""Curation: a sharded, resumable map over the windows of a data set. Nothing is learned here.
+
+Stage 2 scores every assignment of every clip (EVATok sec. 3.2.2); the same map tokenizes clips for
+the generator. The result is a table (`data/tables.py`), a row for each window and flip. Shards are
+the unit of resuming and of dividing the work: host i of n takes every n-th.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from evatok_jax import workdir as workdirs
+from evatok_jax.api import Tokenizer
+from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.data.tables import shard_path, write_shard
+from evatok_jax.pretrained.lpips import load_lpips
+from evatok_jax.search.brute_force import BruteForce
+from evatok_jax.storage.export import load_export
+
+
+def scorer(config: ConfigDict, tokenizer: Tokenizer):
+    """Scores of all assignments: columns lpips, psnr, mse, each [n, assignments]."""
+    search = BruteForce(
+        tokenizer.model,
+        tokenizer.params,
+        jax.device_put(load_lpips(config.lpips_net)),
+        config.lpips_net,
+        config.chunk,
+        tokenizer.multiple,
+    )
+
+    def score(clips):
+        found = search(clips)
+        return {"lpips": found.lpips, "psnr": found.psnr, "mse": found.mse}
+
+    return score
+
+
+def tokens(config: ConfigDict, tokenizer: Tokenizer):
+    """Token ids under the lengths of the rule: columns codes [n, longest] and lengths [n, blocks]."""
+    g = tokenizer.geometry
+    if tokenizer.router is None and not any(config.fixed):
+        raise ValueError("this tokenizer has no router: give the lengths as config.fixed")
+
+    def tokenize(clips):
+        lengths = np.tile(np.array(config.fixed, np.int32), (len(clips), 1))
+        made = tokenizer.encode(clips, lengths if any(config.fixed) else None)
+        codes = np.zeros(
+            (len(clips), g.max_length), np.min_scalar_type(tokenizer.config.codebook_size)
+        )
+        codes[:, : made.codes.shape[1]] = made.codes
+        return {"codes": codes, "lengths": made.lengths}
+
+    return tokenize
+
+
+MAPS = {"scores": scorer, "tokens": tokens}
+
+
+def choose(clips: Clips, count: int, seed: int) -> np.ndarray:
+    """`count` random windows of a split in reading order, or all of them for 0."""
+    windows = clips.windows()
+    if not count or count >= len(windows):
+        return windows
+    picked = np.random.default_rng(seed).permutation(len(windows))[:count]
+    return windows[np.sort(picked)]
+
+
+def curate(config: ConfigDict, workdir: Path) -> None:
+    """Runs the map that the config names over the windows it asks for, shard by shard."""
+    workdirs.claim(workdir, config)
+    if workdirs.finished(workdir):
+        logging.info("%s is finished", workdir)
+        return
+    tokenizer = Tokenizer(load_export(config.tokenizer), config.batch_size)
+    if config.router:
+        tokenizer.use_router(config.router)
+    g = tokenizer.geometry
+    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    windows = choose(clips, config.windows, config.seed)
+    flips = (False, True) if config.data.flip else (False,)
+    shards = -(-len(windows) // config.shard_size)
+    function = MAPS[config.map](config, tokenizer)
+    table, began, done = workdir / "table", time.time(), 0
+    own = range(jax.process_index(), shards, jax.process_count())
+    for shard in tqdm(own, desc=config.name, unit="shard", dynamic_ncols=True):
+        if shard_path(table, shard).exists():
+            continue
+        rows = windows[shard * config.shard_size : (shard + 1) * config.shard_size]
+        parts = []
+        for batch in eval_clips(clips, min(config.batch_size, len(rows)), rows):
+            real = batch.pop("mask")
+            video = batch.pop("video")[real]
+            for flip in flips:
+                columns = function(np.ascontiguousarray(video[:, :, :, ::-1]) if flip else video)
+                columns |= {name: column[real] for name, column in batch.items()}
+                parts.append(columns | {"flip": np.full(len(video), flip)})
+        columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        write_shard(table, shard, columns)
+        done += len(rows)
+    seconds = time.time() - began
+    logging.info("%s: %d clips in %.0f s", config.name, done, seconds)
+    if jax.process_count() == 1:
+        workdirs.write_json(
+            workdir / "done.json",
+            {"clips": len(windows), "clips_of_last_run": done, "seconds_of_last_run": seconds},
+        )

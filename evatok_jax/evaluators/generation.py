@@ -1,0 +1,36 @@
+"""Generated clips: gFVD against real ones, and what the length tokens came to."""
+
+import numpy as np
+
+from evatok_jax.evaluators.fvd import FvdStats, bootstrap_interval, clip_features, frechet
+
+
+def generation_scores(
+    fake: np.ndarray, real: np.ndarray, i3d, resamples: int = 50, seed: int = 0
+) -> dict:
+    """gFVD of samples against real clips (uint8 [n, f, h, w, 3] each), with a bootstrap interval.
+
+    `real_vs_real` is the distance between two random halves of the real clips: the floor that no
+    generator of this sample size is expected to go below.
+    """
+    sides = clip_features(i3d, real), clip_features(i3d, fake)
+    low, high = bootstrap_interval(*sides, resamples, seed, paired=False)
+    halves = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
+    floor = None
+    if min(map(len, halves)) > 1:
+        floor = frechet(*(FvdStats.of(sides[0][half]) for half in halves))
+    return {
+        "gfvd": frechet(*(FvdStats.of(side) for side in sides)),
+        "gfvd_low": low,
+        "gfvd_high": high,
+        "real_vs_real": floor,
+        "samples": len(fake),
+        "real_clips": len(real),
+    }
+
+
+def unigram_entropy(ids: np.ndarray) -> float:
+    """Entropy in nats of the empirical distribution of ids: the loss of knowing only frequencies."""
+    counts = np.unique(ids, return_counts=True)[1]
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum())

@@ -1,0 +1,179 @@
+"""The door for people: the `evatok` command."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def assets(args) -> None:
+    """Fetches metric networks and the default clips."""
+    from evatok_jax import assets
+
+    assets.fetch(args.names or None)
+
+
+def info(args) -> None:
+    """Describes a config or an .evt file as JSON."""
+    if args.config:
+        from evatok_jax.config import load_config
+        from evatok_jax.describe import describe_config
+
+        show(describe_config(load_config(args.config)))
+    elif args.file:
+        from evatok_jax.storage.evt import info, read_evt
+
+        show(info(read_evt(args.file)))
+    else:
+        raise ValueError("give --config=configs/X.py:args or an .evt file")
+
+
+def encode(args) -> None:
+    """A video file to an .evt file."""
+    from evatok_jax.files import encode_file
+
+    show(encode_file(opened(args.model), args.input, args.output, args.mode, args.budget))
+
+
+def decode(args) -> None:
+    """An .evt file to a video file."""
+    from evatok_jax.files import decode_file
+
+    show(decode_file(opened(args.model), args.input, args.output))
+
+
+def sample(args) -> None:
+    """Clips of a class to a folder of videos, or to an .npy file."""
+    from evatok_jax.api import Generator
+    from evatok_jax.files import save_clips
+
+    model = opened(args.model)
+    if not isinstance(model, Generator):
+        raise ValueError(f"{args.model} holds a tokenizer; sampling needs a generator")
+    classes = np.full(args.count, args.label)
+    clips = model.sample(
+        classes, args.seed, args.guidance, temperature=args.temperature, top_k=args.top_k
+    )
+    show(save_clips(clips, args.output))
+
+
+def metrics(args) -> None:
+    """Compares two sets of clips; JSON with the protocol."""
+    from evatok_jax.evaluators.compare import compare
+    from evatok_jax.files import load_clips
+
+    names = tuple(args.metrics.split(","))
+    real, fake = load_clips(args.real, args.frames), load_clips(args.fake, args.frames)
+    show(compare(real, fake, names, progress=lambda line: print(line, file=sys.stderr)))
+
+
+def report(args) -> None:
+    """Writes the page of a pipeline's workdir."""
+    from evatok_jax.report.page import write_report
+
+    print(write_report(Path(args.workdir), Path(args.out) if args.out else None))
+
+
+def data_build(args) -> None:
+    """Builds a data set from a source of videos."""
+    from evatok_jax.data.builder import build_main
+
+    options = vars(args)
+    build_main(**{k: v for k, v in options.items() if k not in ("run", "command", "action")})
+
+
+def opened(directory: str):
+    """The model of an export or workdir."""
+    from evatok_jax.api import load
+
+    return load(directory)
+
+
+def show(content) -> None:
+    """JSON on standard output."""
+    print(json.dumps(content, indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    top = argparse.ArgumentParser(prog="evatok", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(function, name, *arguments, under=commands):
+        sub = under.add_parser(name, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(run=function)
+        for flags, options in arguments:
+            sub.add_argument(*flags.split(), **options)
+        return sub
+
+    model = ("--model", dict(required=True, help="export directory or workdir of a finished job"))
+    command(assets, "assets", ("names", dict(nargs="*", help="which (default: all)")))
+    command(
+        info,
+        "info",
+        ("file", dict(nargs="?", help="an .evt file")),
+        ("--config", dict(help="configs/X.py:args")),
+    )
+    command(
+        encode,
+        "encode",
+        ("input", dict(help="a video file")),
+        ("output", dict(help="the .evt file to write")),
+        model,
+        ("--mode", dict(choices=("letterbox", "crop"), default="letterbox")),
+        ("--budget", dict(type=int, help="at most this many tokens a clip")),
+    )
+    command(
+        decode,
+        "decode",
+        ("input", dict(help="an .evt file")),
+        ("output", dict(help="the video file to write")),
+        model,
+    )
+    command(
+        sample,
+        "sample",
+        ("output", dict(help="a folder for videos, or an .npy file")),
+        model,
+        ("--label", dict(type=int, default=0, help="class number")),
+        ("--count", dict(type=int, default=4)),
+        ("--seed", dict(type=int, default=0)),
+        ("--guidance", dict(type=float, default=1.0, help="classifier-free guidance, 1 is none")),
+        ("--temperature", dict(type=float, default=1.0)),
+        ("--top-k", dict(type=int, default=0, help="0 is off")),
+    )
+    command(
+        metrics,
+        "metrics",
+        ("real", dict(help="a folder of videos, or .npy of uint8 [n, t, h, w, 3]")),
+        ("fake", dict(help="the same")),
+        ("--metrics", dict(default="psnr,ssim,lpips,fvd")),
+        ("--frames", dict(type=int, default=16, help="first frames of each video that count")),
+    )
+    command(
+        report,
+        "report",
+        ("workdir", dict(help="of a pipeline")),
+        ("--out", dict(help="the page to write (default: in the workdir)")),
+    )
+    data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True)
+    from evatok_jax.data.builder import add_build_arguments
+
+    add_build_arguments(command(data_build, "build", under=data))
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; user errors end in one message and exit code 2."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"evatok {args.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

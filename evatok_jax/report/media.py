@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -55,26 +55,34 @@ def fit(
     pictures: Sequence[np.ndarray],
     budget: int,
     qualities: Sequence[int | None] = (None, 90, 75, 50, 25),
-) -> tuple[list[bytes], int | None]:
-    """All pictures at the first quality at which they fit into `budget` bytes together, and it.
+) -> tuple[list[bytes], str]:
+    """All pictures or clips, [..., h, w, 3], at the first quality that fits into `budget` bytes.
 
-    They come at the last quality if even that does not fit.
+    Where even the last quality does not fit, they lose every other row and column and try again.
+
+    Returns the encoded pictures, and in words what had to be done to them.
     """
-    for quality in qualities:
-        encoded, total = [], 0
-        for picture in pictures:
-            encoded.append(encode(picture, quality))
-            total += len(encoded[-1])
-            if total > budget and quality != qualities[-1]:
-                break
-        else:
-            return encoded, quality
-    return [], None
+    scale = 1
+    while True:
+        for quality in qualities:
+            encoded = _within(budget, (encode(picture, quality) for picture in pictures))
+            if encoded is not None:
+                words = "without loss" if quality is None else f"as WebP of quality {quality}"
+                return encoded, words + (f" at 1/{scale} of the size" if scale > 1 else "")
+        if all(min(picture.shape[-3:-1]) < 2 for picture in pictures):
+            raise ValueError(f"{len(pictures)} pictures of one pixel exceed {budget} bytes")
+        pictures, scale = [picture[..., ::2, ::2, :] for picture in pictures], 2 * scale
 
 
-def quality_words(quality: int | None) -> str:
-    """What `fit` had to do, in words."""
-    return "stored without loss" if quality is None else f"stored as WebP of quality {quality}"
+def _within(budget: int, encoded: Iterable[bytes]) -> list[bytes] | None:
+    """All of them, or None as soon as they exceed the budget."""
+    kept, total = [], 0
+    for one in encoded:
+        kept.append(one)
+        total += len(one)
+        if total > budget:
+            return None
+    return kept
 
 
 def _webp(frames: list[np.ndarray], quality: int | None) -> bytes:

@@ -79,7 +79,7 @@ def strips_section(run: Results) -> Html:
         for pair, i in zip(clips, chosen, strict=True)
         for picture in media.block_pictures(*pair, lengths[i])
     ]
-    pictures, quality = media.fit(media.still, pictures, STRIP_BYTES)
+    pictures, stored = media.fit(media.still, pictures, STRIP_BYTES)
     pairs = [np.concatenate(pair, axis=2) for pair in clips]
     moving, _ = media.fit(media.animation, pairs, PAIR_BYTES, (90, 75, 50, 25))
     blocks = lengths.shape[1]
@@ -92,7 +92,7 @@ def strips_section(run: Results) -> Html:
             "p",
             f"Upper row: original. Lower row: decoded from the tokens. The bar under each "
             f"block of {run.strips['original'].shape[1] // blocks} frames is its tokens (full: "
-            f"{lengths.max()}). Strips are {media.quality_words(quality)}; a narrow screen "
+            f"{lengths.max()}). Strips are stored {stored}; a narrow screen "
             "shows the first frame of each block.",
             class_="lead",
         ),
@@ -166,7 +166,7 @@ def generation_section(run: Results) -> Html:
     a_class = 12 if len(classes) <= 4 else 6
     chosen = [i for c in classes for i in np.flatnonzero(labels == c)[:a_class]][:SAMPLES]
     videos = [media.shrink(run.samples["video"][i]) for i in chosen]
-    moving, quality = media.fit(media.animation, videos, SAMPLE_BYTES, (90, 75, 50, 25))
+    moving, stored = media.fit(media.animation, videos, SAMPLE_BYTES, (90, 75, 50, 25))
     lengths = run.samples["lengths"]
     rows: dict[int, list[Html]] = {}
     for i, webp, video in zip(chosen, moving, videos, strict=True):
@@ -189,7 +189,7 @@ def generation_section(run: Results) -> Html:
     )
     note = (
         f"{len(chosen)} of {len(labels)} generated clips, {1000 / media.FRAME_MILLISECONDS:g} "
-        f"frames a second, {media.quality_words(quality)}. Under each: its tokens, block by block."
+        f"frames a second, stored {stored}. Under each: its tokens, block by block."
     )
     return join(numbers, tag("p", note, class_="lead"), tag("div", groups, class_="classes"))
 

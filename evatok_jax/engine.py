@@ -24,6 +24,8 @@ from evatok_jax.tokens import Tokens
 FIRST_CAPACITY = 256
 MASKED = -1e30
 
+read_sequences = jax.jit(sequence.from_sequence, static_argnums=1)
+
 
 @flax.struct.dataclass
 class Options:
@@ -72,9 +74,9 @@ def options(
         temperature=float(temperature) or 1.0,
         top_p=float(top_p),
         top_k=int(top_k),
-        guided=guidance != 1,
-        greedy=temperature == 0,
-        nucleus=top_p < 1,
+        guided=bool(guidance != 1),
+        greedy=bool(temperature == 0),
+        nucleus=bool(top_p < 1),
         guidance_on_lengths=guidance_on_lengths,
     )
 
@@ -155,7 +157,7 @@ def next_logits(
     return logits, caches
 
 
-@partial(jax.jit, static_argnames=("model", "size"))
+@partial(jax.jit, static_argnames=("model", "capacities"))
 def sample_ids(
     model: Generator,
     params,
@@ -163,12 +165,12 @@ def sample_ids(
     keys: Key[Array, " b"],
     how: Options,
     lengths: Int[Array, "b t"] | None,
-    size: int,
-) -> Int[Array, "b {size}"]:
+    capacities: tuple[int, ...],
+) -> Int[Array, "b {capacities[-1]}"]:
     """Sequences of classes, one key per sample, 0 after their ends; may be called inside a jit.
 
-    `lengths` forces the length tokens. `size` positions must hold every sequence that can come:
-    `grammar.longest`, or the longest that `lengths` announce.
+    `lengths` forces the length tokens. `capacities` (`growing`) end with the positions that hold
+    every sequence that can come.
     """
     config, grammar = model.config, model.config.grammar
     batch, params = classes.shape[0], unstack_layers(params)
@@ -193,13 +195,13 @@ def sample_ids(
         )
 
     state = State(
-        ids=jnp.zeros((batch, size), jnp.int32),
+        ids=jnp.zeros((batch, capacities[-1]), jnp.int32),
         feed=config.class_token(classes).astype(jnp.int32),
         step=jnp.int32(0),
         progress=sequence.start(batch),
         caches=empty_caches(config, batch * (2 if how.guided else 1), 0),
     )
-    for capacity in capacities(size):
+    for capacity in capacities:
         state = state.replace(caches=grow_caches(state.caches, capacity))
 
         def unfinished(state: State, capacity=capacity) -> Bool[Array, ""]:
@@ -210,12 +212,13 @@ def sample_ids(
     return state.ids
 
 
-def capacities(size: int) -> list[int]:
-    """Capacities through which the caches grow: doubling up to `size`."""
-    steps = [FIRST_CAPACITY]
-    while steps[-1] < size:
-        steps.append(2 * steps[-1])
-    return [*steps[:-1], size]
+def growing(size: int) -> tuple[int, ...]:
+    """Capacities through which caches grow: doubling, and `size` at the end."""
+    steps, capacity = [], FIRST_CAPACITY
+    while 4 * capacity <= 3 * size:
+        steps.append(capacity)
+        capacity *= 2
+    return (*steps, size)
 
 
 def sample(
@@ -257,15 +260,15 @@ def sample(
     indices = check_whole("indices", np.arange(len(classes)) if indices is None else indices)
     if len(indices) != len(classes):
         raise ValueError(f"{len(indices)} indices do not fit {len(classes)} classes")
-    size = config.grammar.longest
     if lengths is not None:
         lengths = check_lengths(lengths, config.levels, config.blocks)
         if len(lengths) != len(classes):
             raise ValueError(f"{len(lengths)} rows of lengths do not fit {len(classes)} classes")
         lengths = jnp.asarray(lengths)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.asarray(indices, jnp.uint32))
-    ids = sample_ids(model, params, jnp.asarray(classes, jnp.int32), keys, how, lengths, size)
-    return sequence.from_sequence(ids, config.grammar)
+    classes, capacities = jnp.asarray(classes, jnp.int32), growing(config.grammar.longest)
+    ids = sample_ids(model, params, classes, keys, how, lengths, capacities)
+    return read_sequences(ids, config.grammar)
 
 
 def check_whole(name: str, values) -> np.ndarray:

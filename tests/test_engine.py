@@ -12,7 +12,7 @@ from evatok_jax import engine
 from evatok_jax.models.generator import Generator, GeneratorConfig
 
 CONFIG = GeneratorConfig(64, (8, 16, 32), 4, 5, width=32, layers=2, heads=2, ffn_multiple=32)
-SHORT = replace(CONFIG, codebook_size=11, levels=(1, 2, 5), blocks=2)
+SHORT = replace(CONFIG, codebook_size=11, levels=(1, 2, 5), blocks=2, layers=1)
 CLASSES = np.arange(6) % 5
 
 
@@ -59,15 +59,13 @@ def read(ids, config):
     return lengths, codes
 
 
-def test_a_thousand_samples_have_exactly_the_announced_lengths(long_params, monkeypatch):
-    """On the nano geometry, with guidance, while the caches grow twice."""
-    monkeypatch.setattr(engine, "FIRST_CAPACITY", 64)
-    model, grammar = Generator(CONFIG), CONFIG.grammar
-    keys = jax.random.split(jax.random.key(0), 1000)
+def test_a_thousand_samples_have_exactly_the_announced_lengths(long_params):
+    """On the nano geometry, with guidance, while the caches grow."""
+    model, keys = Generator(CONFIG), jax.random.split(jax.random.key(0), 1000)
     classes = jnp.arange(1000, dtype=jnp.int32) % 5
     how = engine.options(guidance=1.5)
-    ids = engine.sample_ids(model, long_params, classes, keys, how, None, grammar.longest)
-    tokens = jax.jit(engine.sequence.from_sequence, static_argnums=1)(ids, grammar)
+    ids = engine.sample_ids(model, long_params, classes, keys, how, None, (64, 132))
+    tokens = engine.read_sequences(ids, CONFIG.grammar)
     seen = set()
     for b, row in enumerate(np.asarray(ids)):
         lengths, codes = read(row, CONFIG)
@@ -118,17 +116,16 @@ def test_a_sample_depends_on_its_index_not_on_its_place_or_mates(params):
     # Other batch sizes round differently; these draws have no near ties.
     part = draw(params, CLASSES[2:5], indices=np.arange(2, 5), guidance=1.5)
     assert same(jax.tree.map(lambda x: x[2:5], drawn), part)
-    alike = draw(params, np.zeros(6, int))
+    alike = draw(params, np.zeros(6, int), guidance=1.5)
     assert len({tuple(row) for row in np.asarray(alike.codes)}) > 1
 
 
-def test_growing_caches_change_nothing(params, monkeypatch):
-    want = draw(params, guidance=1.5)
-    monkeypatch.setattr(engine, "FIRST_CAPACITY", 2)
-    assert engine.capacities(12) == [2, 4, 8, 12]
-    jax.clear_caches()
-    assert same(want, draw(params, guidance=1.5))
-    jax.clear_caches()
+def test_growing_caches_change_nothing(params):
+    assert engine.growing(132) == (132,)
+    assert engine.growing(2052) == (256, 512, 1024, 2052)
+    keys = jax.random.split(jax.random.key(0), 6)
+    given = Generator(SHORT), params, jnp.asarray(CLASSES), keys, engine.options(), None
+    assert same(engine.sample_ids(*given, (12,)), engine.sample_ids(*given, (5, 10, 12)))
 
 
 def test_forced_lengths_are_kept(params):
@@ -160,9 +157,9 @@ def test_choices_stay_in_the_mask_the_top_k_and_the_nucleus():
         many = jnp.broadcast_to(logits, (2000, 12))
         return engine.choose(many, jnp.broadcast_to(mask, many.shape), keys, how)
 
-    for given in ({}, {"top_k": 3}, {"top_k": 50}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.1}):
+    for given in ({"top_k": 50}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 3, "top_p": 0.5}):
         how = engine.options(temperature=0.7, **given)
-        kept = order[: given.get("top_k", 12) or 12]
+        kept = order[: given.get("top_k", 12)]
         share = p[: len(kept)] / p[: len(kept)].sum()
         before = np.cumsum(share) - share
         kept = [i for i, b in zip(kept, before, strict=True) if b <= given.get("top_p", 1)]

@@ -90,13 +90,6 @@ def drop(
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def fold(keys: Key[Array, " b"] | None, number: Int[Array, ""] | int) -> Key[Array, " b"] | None:
-    """Per-sample keys for another purpose."""
-    if keys is None:
-        return None
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
 class Layer(nn.Module):
     """Causal self-attention and SwiGLU, each behind an RMSNorm and without biases."""
 
@@ -128,14 +121,13 @@ class Layer(nn.Module):
         self,
         x: Float[Array, "b n d"],
         rows: Rows,
-        keys: Key[Array, " b"] | None,
-        index: Int[Array, ""],
+        keys: Key[Array, "2 b"] | None,
     ) -> tuple[Float[Array, "b n d"], None]:
         """The whole sequence at once; returns x and nothing, as `nn.scan` wants it."""
-        keys = fold(keys, index)
+        residual_keys, ffn_keys = (None, None) if keys is None else keys
         out = self.out(attend(*self.project(x), rows, rows))
-        x = x + drop(out, self.config.residual_dropout, fold(keys, 0))
-        return x + drop(self.ffn(x), self.config.ffn_dropout, fold(keys, 1)), None
+        x = x + drop(out, self.config.residual_dropout, residual_keys)
+        return x + drop(self.ffn(x), self.config.ffn_dropout, ffn_keys), None
 
     def step(
         self, x: Float[Array, "b n d"], rows: Rows, cache: Cache, count: Int[Array, " b"]
@@ -176,7 +168,7 @@ class Generator(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),
             length=config.layers,
             unroll=config.unroll,
         )(config)
@@ -214,16 +206,19 @@ class Generator(nn.Module):
                 f"sequences of {ids.shape[1]} ids do not fit a generator with "
                 f"{config.positions} positions"
             )
+        token_keys = layer_keys = None
         if keys is not None:
-            dropped = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))(
-                fold(keys, 0)
-            )
-            classes = jnp.where(dropped, config.num_classes, classes)
+            number = 2 + 2 * config.layers
+            keys = jax.vmap(lambda key: jax.random.split(key, number), out_axes=1)(keys)
+            class_keys, token_keys = keys[0], keys[1]
+            layer_keys = keys[2:].reshape(config.layers, 2, -1)
+            unlabel = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))
+            classes = jnp.where(unlabel(class_keys), config.num_classes, classes)
         inputs = jnp.concatenate([config.class_token(classes)[:, None], ids[:, :-1]], axis=1)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         rows = Rows(jnp.zeros_like(positions), positions)
-        x = drop(self.embed(inputs, positions), config.token_dropout, fold(keys, 1))
-        x, _ = self.layers(x, rows, fold(keys, 2), jnp.arange(config.layers))
+        x = drop(self.embed(inputs, positions), config.token_dropout, token_keys)
+        x, _ = self.layers(x, rows, layer_keys)
         return self.logits(x)
 
     def decode_step(

@@ -20,7 +20,7 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",
-        "av>=14,<19",
+        "av>=18,<19",
         "einops>=0.8,<0.9",
         "etils>=1.9,<2",
         "flax>=0.12,<0.13",
@@ -29,11 +29,11 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
+        "ml-dtypes>=0.5,<1",
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<14",
-        "safetensors>=0.5,<1",
         "scipy>=1.14,<2",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.8,<5",
@@ -42,7 +42,12 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "cuda13": ["jax[cuda13]>=0.10,<0.13"],
-        "test": ["beartype>=0.21,<0.24", "pytest>=8,<10", "ruff>=0.12,<0.18"],
+        "test": [
+            "beartype>=0.21,<0.24",
+            "pytest>=8,<10",
+            "ruff>=0.12,<0.18",
+            "safetensors>=0.5,<1",
+        ],
     },
     entry_points={"console_scripts": ["evatok=evatok_jax.cli:main"]},
     classifiers=[

@@ -30,7 +30,8 @@ class Checkpoints:
     def save(self, step: int, state) -> None:
         """Starts saving a pytree of arrays; returns before it is on disk."""
         if self.latest != step:
-            self._inner.save_checkpointables_async(step, {"state": state})
+            # Forced: when to save is the loop's decision, and a step is never silently left out.
+            self._inner.save_checkpointables_async(step, {"state": state}, force=True)
 
     def restore(self, step: int, like, shardings=None):
         """The state at `step`, in the shapes, types and shardings of `like`.

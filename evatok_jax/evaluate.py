@@ -302,7 +302,9 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
         windows = np.random.default_rng(config.seed).permutation(windows)[:count]
         batch = next(eval_clips(clips, len(windows), windows))
         real_count = len(windows)
-        result |= generation_scores(video, batch["video"], load_i3d(), config.resamples)
+        result |= generation_scores(
+            video, batch["video"], jax.device_put(load_i3d()), config.resamples
+        )
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
         result[split] = _token_loss(generator, grammar, read_table(path), config.batch_size)
     models = {"generator": generator.digest, "tokenizer": generator.tokenizer.digest}

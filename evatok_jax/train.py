@@ -10,6 +10,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 import jax
@@ -37,11 +38,11 @@ class TrainState:
       params, opt, ema: by group; state: the stage's own; updates: int32 count by group.
     """
 
-    step: jax.Array
+    step: Any  # arrays, or their shapes
     params: dict
     opt: dict
     ema: dict
-    state: dict
+    state: Any
     updates: dict
 
 
@@ -100,7 +101,7 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
             )
             params[group] = optax.apply_updates(ts.params[group], change)
             updates[group] = ts.updates[group] + 1
-            metrics[f"grad_norm/{group}"] = optax.global_norm(grads[group])
+            metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
             if group in ema:
                 # Early averages follow closely: the decay grows with the number of updates.
                 count = updates[group].astype(jnp.float32)

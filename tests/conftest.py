@@ -1,8 +1,11 @@
 """Every annotated shape of the package is checked while the tests run."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).parent))  # for toy_stage
 
 from jaxtyping import install_import_hook
 

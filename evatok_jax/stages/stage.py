@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from evatok_jax.optim import optimizer
 Tree = Any  # a pytree of arrays
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One thing to train. Batches are dictionaries of arrays with a common first axis.
 

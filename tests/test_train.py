@@ -1,0 +1,187 @@
+"""The loop: resuming, killing, separation of groups, accumulation, identity of a workdir."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_stage import ToyStage, toy_config
+
+from evatok_jax import train as training
+from evatok_jax.checkpoint import Checkpoints, compare_trees
+from evatok_jax.storage.export import load_export
+from evatok_jax.writers import read_metrics
+
+TIMED = "clips_per_second"
+
+
+def leaves(workdir):
+    """Every array of the last checkpoint and of the export, and the logged metrics."""
+    checkpoints = Checkpoints(workdir)
+    stage = ToyStage(toy_config())
+    batch = next(stage.batches(0))
+    optimizers = stage.optimizers(12)
+    like = jax.eval_shape(
+        lambda rng: training.init_state(stage, optimizers, rng, batch), jax.random.key(0)
+    )
+    state = checkpoints.restore(checkpoints.latest, like)
+    rows = [{k: v for k, v in row.items() if k != TIMED} for row in read_metrics(workdir)]
+    export = load_export(workdir / "export").params
+    return [np.asarray(x) for x in jax.tree.leaves((state, export))], rows
+
+
+def assert_same(a, b):
+    assert a[1] == b[1]
+    for x, y in zip(a[0], b[0], strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run of 12 steps that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    training.train(toy_config(), workdir)
+    return workdir
+
+
+def test_stopped_by_a_signal_and_resumed(undisturbed, tmp_path, monkeypatch):
+    """A run stopped twice, at steps that no checkpoint interval names, ends like one never stopped."""
+    for stop_at in (4, 8):
+        stop = type("Stop", (), {"__call__": lambda self, step, at=stop_at: step == at})
+        monkeypatch.setattr(training, "Interrupt", stop)
+        training.train(toy_config(), tmp_path)
+        assert not (tmp_path / "done.json").exists()
+    monkeypatch.undo()
+    training.train(toy_config(), tmp_path)
+    assert_same(leaves(undisturbed), leaves(tmp_path))
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
+
+
+def launch(workdir, steps=400):
+    """The toy stage in a process of its own, through the real door."""
+    tests = Path(__file__).parent
+    command = [sys.executable, "-m", "evatok_jax.main", f"--workdir={workdir}"]
+    command.append(f"--config={tests / 'toy_stage.py'}:{steps}")
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_sigterm_saves_and_exits_zero(tmp_path):
+    """SIGTERM: the state of that step is saved, the exit code is 0, the next start continues there."""
+    process = launch(tmp_path, steps=1_000_000)
+    while len(read_metrics(tmp_path)) < 5:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0, process.stderr.read()
+    process.stderr.close()
+    last = read_metrics(tmp_path)[-1]["step"]
+    assert Checkpoints(tmp_path).latest == last
+
+
+@pytest.mark.parametrize("kills", [5])
+def test_killed_at_random_moments(tmp_path, kills):
+    """SIGKILL at random moments, restarted each time: parameters to the bit, logs without gaps."""
+    rng, straight, killed = random.Random(0), tmp_path / "straight", tmp_path / "killed"
+    assert launch(straight).wait(120) == 0
+    for _ in range(kills):
+        process, before = launch(killed), len(read_metrics(killed))
+        while process.poll() is None and len(read_metrics(killed)) <= before:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert launch(killed).wait(120) == 0
+    ends = [load_export(path / "export") for path in (straight, killed)]
+    assert ends[0].digest == ends[1].digest
+    logs = [[{**row, TIMED: 0} for row in read_metrics(path)] for path in (straight, killed)]
+    assert logs[0] == logs[1]
+    assert [row["step"] for row in logs[1]] == list(range(1, 401))
+
+
+def grads_after_one_step(**changes):
+    """Parameters after one step in which both groups learn."""
+    stage = ToyStage(toy_config(**changes))
+    optimizers = stage.optimizers(12)
+    batch = jax.tree.map(jnp.asarray, next(stage.batches(0)))
+    state = training.init_state(stage, optimizers, jax.random.key(0), batch)
+    step = training.make_step(
+        stage, optimizers, ("model", "critic"), (), changes.get("accumulate", 1)
+    )
+    return jax.jit(step)(state, {}, batch, jax.random.key(1))
+
+
+def test_groups_do_not_touch_each_other():
+    """Scaling one group's loss leaves the other's update unchanged to the bit; so does a NaN in it."""
+    base, _ = grads_after_one_step()
+    for changes, other in (
+        ({"critic_weight": 2.0}, "model"),
+        ({"critic_weight": float("nan")}, "model"),
+        ({"model_weight": 2.0}, "critic"),
+        ({"model_weight": float("nan")}, "critic"),
+    ):
+        changed, _ = grads_after_one_step(**changes)
+        for x, y in zip(
+            jax.tree.leaves((base.params[other], base.opt[other])),
+            jax.tree.leaves((changed.params[other], changed.opt[other])),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_accumulation_is_the_mean_over_parts():
+    """Four micro-batches give the step of the whole batch where the loss is a mean over samples."""
+    whole, _ = grads_after_one_step()
+    parts, _ = grads_after_one_step(accumulate=4)
+    for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_a_group_learns_in_its_period_only(undisturbed):
+    """The critic, with period 2, has half the updates of the model."""
+    state = [np.asarray(x) for x in leaves(undisturbed)[0]]
+    assert state  # the counts are part of the checkpoint
+    checkpoints = Checkpoints(undisturbed)
+    stage = ToyStage(toy_config())
+    batch = next(stage.batches(0))
+    like = jax.eval_shape(
+        lambda rng: training.init_state(stage, stage.optimizers(12), rng, batch), jax.random.key(0)
+    )
+    updates = checkpoints.restore(12, like).updates
+    assert int(updates["model"]) == 12 and int(updates["critic"]) == 6
+    assert json.loads((undisturbed / "done.json").read_text())["compiled_steps"] == 2
+
+
+def test_another_config_is_refused(undisturbed):
+    """A workdir has one identity; run settings may change."""
+    other = toy_config(critic_weight=3.0)
+    with pytest.raises(ValueError, match=r"weights\.critic: 1\.0 -> 3\.0"):
+        training.train(other, undisturbed)
+    training.train(toy_config(log_every=5), undisturbed)
+
+
+def test_restore_names_what_does_not_fit():
+    """Missing, extra and misshapen leaves, each by name."""
+    expected = {"a": np.zeros(2), "b": np.zeros((2, 3))}
+    found = {"b": np.zeros((2, 4)), "c": np.zeros(1)}
+    assert compare_trees(expected, found) == [
+        "extra: c (1,)",
+        "misshapen: b is (2, 4), expected (2, 3)",
+        "missing: a (2,)",
+    ]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    """Nothing is saved after it, and the message names the step and the loss."""
+    with pytest.raises(FloatingPointError, match=r"step 1: .*loss/model"):
+        training.train(toy_config(model_weight=float("nan")), tmp_path)
+    assert Checkpoints(tmp_path).latest is None

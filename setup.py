@@ -16,7 +16,7 @@ setup(
     # so that --config=configs/X.py means the same thing in both.
     packages=[*find_packages(include=["evatok_jax", "evatok_jax.*"]), "evatok_jax.configs"],
     package_dir={"evatok_jax.configs": "configs"},
-    package_data={"evatok_jax": ["report/*.css", "report/*.js"]},
+    package_data={"evatok_jax": ["report/*.css"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",

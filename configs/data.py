@@ -1,6 +1,6 @@
 """Builds a data set from a source of videos (`evatok data build` is the same by hand).
 
-    python -m evatok_jax.main --workdir=runs/data --config=configs/data.py:source=ucf_mini,videos=DIR
+python -m evatok_jax.main --workdir=runs/data --config=configs/data.py:source=ucf_mini,videos=DIR
 """
 
 from ml_collections import ConfigDict

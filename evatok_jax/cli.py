@@ -71,7 +71,7 @@ def metrics(args) -> None:
 
 def report(args) -> None:
     """Writes the page of a pipeline's workdir."""
-    from evatok_jax.report.page import write_report
+    from evatok_jax.report import write_report
 
     print(write_report(Path(args.workdir), Path(args.out) if args.out else None))
 
@@ -158,7 +158,9 @@ def parser() -> argparse.ArgumentParser:
         ("workdir", dict(help="of a pipeline")),
         ("--out", dict(help="the page to write (default: in the workdir)")),
     )
-    data = commands.add_parser("data", help="data sets").add_subparsers(dest="action", required=True)
+    data = commands.add_parser("data", help="data sets").add_subparsers(
+        dest="action", required=True
+    )
     from evatok_jax.data.builder import add_build_arguments
 
     add_build_arguments(command(data_build, "build", under=data))

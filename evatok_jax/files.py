@@ -22,7 +22,11 @@ def _chunks(iterable, size: int):
 
 
 def encode_file(
-    model, source: str | Path, target: str | Path, mode: str = "letterbox", budget: int | None = None
+    model,
+    source: str | Path,
+    target: str | Path,
+    mode: str = "letterbox",
+    budget: int | None = None,
 ) -> dict:
     """Encodes a video of any length into an .evt file; returns what `info` says of it.
 

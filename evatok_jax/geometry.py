@@ -91,8 +91,6 @@ class Geometry:
 
 GEOMETRIES = {
     "nano": Geometry(16, 32, 32, (4, 8, 8), (8, 16, 32)),
-    # The quickstart's: a real picture size, three levels so that 81 assignments label a clip.
-    "quick64": Geometry(16, 64, 64, (4, 8, 8), (8, 32, 128)),
     "mini64": Geometry(16, 64, 64, (4, 8, 8), (8, 16, 32, 64, 128)),
     "paper128": Geometry(16, 128, 128, (4, 8, 8), (32, 64, 128, 256, 512)),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from evatok_jax import workdir as workdirs
+from evatok_jax.report import write_report
 
 
 def pipeline(config: ConfigDict, workdir: Path) -> None:
@@ -28,11 +29,11 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
             began = time.time()
             run(job, folder, workdir)
             seconds[job["name"]] = seconds.get(job["name"], 0.0) + time.time() - began
-            rows = [{"name": n, "seconds": round(s, 1), "status": "done"} for n, s in seconds.items()]
+            rows = [
+                {"name": n, "seconds": round(s, 1), "status": "done"} for n, s in seconds.items()
+            ]
             workdirs.write_json(timing, rows)
     began = time.time()
-    from evatok_jax.report.page import write_report
-
     page = write_report(workdir)
     seconds["report"] = time.time() - began
     print(table(seconds))

@@ -65,7 +65,9 @@ def toy_config(**changes) -> ConfigDict:
             weights=dict(
                 model=changes.get("model_weight", 1.0), critic=changes.get("critic_weight", 1.0)
             ),
-            optim=dict(model=default_optim(**group, ema=0.9), critic=default_optim(**group, ema=0.0)),
+            optim=dict(
+                model=default_optim(**group, ema=0.9), critic=default_optim(**group, ema=0.0)
+            ),
             run=run,
         )
     )

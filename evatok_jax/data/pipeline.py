@@ -33,12 +33,22 @@ class Clips:
       that
         belong to this split.
       frames, height, width: of a clip.
+      cache_bytes: a split whose frames, at the clips' size, take no more than this is decoded once
+        and kept in memory. The clips are the same bits.
 
     Raises FileNotFoundError where there is no data set, ValueError for a split that it does not
     have.
     """
 
-    def __init__(self, path: str | Path, split: str, frames: int, height: int, width: int):
+    def __init__(
+        self,
+        path: str | Path,
+        split: str,
+        frames: int,
+        height: int,
+        width: int,
+        cache_bytes: int = 0,
+    ):
         self.path, self.split = Path(path), split
         self.frames, self.height, self.width = frames, height, width
         self.manifest = read_manifest(self.path)
@@ -46,10 +56,13 @@ class Clips:
             known = ", ".join(self.manifest["splits"])
             raise ValueError(f"{path} has no split {split!r}, only {known}")
         self.index = read_index(self.path, split)
+        held = np.sum(self.index["last"] - self.index["first"]) * height * width * 3
+        self._cache = {} if held <= cache_bytes else None
 
     def __getstate__(self):
-        """What travels to a worker process: all but the opened files."""
-        return {name: value for name, value in self.__dict__.items() if name != "records"}
+        """What travels to a worker process: all but opened files and decoded frames."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "records"}
+        return kept | {"_cache": None if self._cache is None else {}}
 
     @cached_property
     def records(self):
@@ -105,25 +118,35 @@ class Clips:
         ValueError naming the video and the window where it cannot be decoded.
         """
         record, start = operator.index(record), operator.index(start)
-        row = self.records[record]
-        try:
-            video = window(
-                row["video"], start, self.frames, self.height, self.width, row["keyframes"]
-            )
-        except BadVideo as error:
-            name = row["key"].decode()
-            raise ValueError(
-                f"{self.path}, split {self.split}, record {record} ({name}), window at "
-                f"frame {start}: {error}"
-            ) from error
+        if self._cache is None:
+            video, label = self._decode(record, start, self.frames)
+        else:
+            first, last = (int(self.index[name][record]) for name in ("first", "last"))
+            if record not in self._cache:
+                self._cache[record] = self._decode(record, first, last - first)
+            whole, label = self._cache[record]
+            video = whole[start - first : start - first + self.frames]
         return {
             "video": np.ascontiguousarray(video[:, :, ::-1]) if flip else video,
-            "label": np.int32(row["label"]),
+            "label": np.int32(label),
             "key": self.index["hash"][record],
             "record": np.int32(record),
             "window": np.int32(start),
             "flip": np.bool_(flip),
         }
+
+    def _decode(self, record: int, start: int, count: int) -> tuple[np.ndarray, int]:
+        """Frames of a record at the clips' size, and its label."""
+        row = self.records[record]
+        try:
+            video = window(row["video"], start, count, self.height, self.width, row["keyframes"])
+        except BadVideo as error:
+            name = row["key"].decode()
+            raise ValueError(
+                f"{self.path}, split {self.split}, record {record} ({name}), frames from "
+                f"{start}: {error}"
+            ) from error
+        return video, row["label"]
 
 
 class _TrainStream:
@@ -196,6 +219,7 @@ def train_clips(
     process_count: int = 1,
     threads: int = 2,
     workers: int = 0,
+    cache_bytes: int = 0,
 ) -> Iterator[Batch]:
     """Endless batches of clips from global record `start_index` on, shuffled anew each epoch.
 
@@ -213,7 +237,9 @@ def train_clips(
         raise ValueError(
             f"seed {seed}, start_index {start_index}: expected 0 to 2**32 - 1, and >= 0"
         )
-    stream = _TrainStream(Clips(path, split, frames, height, width), seed, flip, windows)
+    stream = _TrainStream(
+        Clips(path, split, frames, height, width, cache_bytes), seed, flip, windows
+    )
     rows = _HostRows(start_index, batch_size, process_index, process_count)
     endless = grain.MapDataset.range(sys.maxsize // 4)
     return iter(_batches(endless.map(rows).map(stream), rows.size, threads, workers))

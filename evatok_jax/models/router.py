@@ -15,6 +15,7 @@ from evatok_jax.models.attention import TRUNCATED, MultiHeadAttention
 from evatok_jax.models.ragged import block_rows
 from evatok_jax.models.sizes import StackConfig
 
+NORMAL = nn.initializers.truncated_normal(0.02)
 FLAT_HEAD_LIMIT = 4096  # assignments; beyond, one head a block
 
 
@@ -82,9 +83,9 @@ class Router(nn.Module):
         patches = rearrange(video, "b (t f) (i h) (j w) c -> b (t i j) (f h w c)", f=f, h=h, w=w)
         x = nn.Dense(width, dtype=dtype, kernel_init=TRUNCATED, name="patch_in")(patches)
         b, n, _ = x.shape
-        cls = self.param("cls", TRUNCATED, (1, 1, width))
+        cls = self.param("cls", NORMAL, (1, 1, width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, width)).astype(dtype), x], axis=1)
-        x = x + self.param("positions", TRUNCATED, (1, n + 1, width)).astype(dtype)
+        x = x + self.param("positions", NORMAL, (1, n + 1, width)).astype(dtype)
         layers = nn.scan(
             RouterLayer,
             variable_axes={"params": 0},

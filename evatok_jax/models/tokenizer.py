@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from evatok_jax.geometry import Geometry
 from evatok_jax.models.attention import TRUNCATED, Cache, MultiHeadAttention, Rows, empty_cache
+from evatok_jax.models.positions import patch_places, query_places, sincos
 from evatok_jax.models.pyramid import pyramid
 from evatok_jax.models.quantizer import Quantized, VectorQuantizer
 from evatok_jax.models.ragged import (
@@ -40,6 +41,10 @@ class TokenizerConfig:
       codebook_size, code_dim: the codebook (16384 x 8 by default, GigaTok).
       bottleneck: width of the projection between the stacks and the codebook.
       entropy_temperature: of the soft assignment in the entropy loss.
+      position_init, position_std: how the learned positions start: "normal" with that std (GigaTok:
+        0.02), or "sincos" (see `positions`) of that size. They are added to normalised features, and
+        it takes thousands of steps until small random ones tell places apart: short runs use the
+        second.
       dtype: compute type of the stacks; norms, softmax and codebook distances stay in fp32.
       unroll: layers of a scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
@@ -52,9 +57,17 @@ class TokenizerConfig:
     code_dim: int = 8
     bottleneck: int = 256
     entropy_temperature: float = 0.01
+    position_init: str = "normal"
+    position_std: float = 0.02
     dtype: str = "float32"
     unroll: int = 1
     remat: bool = False
+
+    def __post_init__(self):
+        if self.position_init not in ("normal", "sincos"):
+            raise ValueError(
+                f"position_init must be 'normal' or 'sincos', not {self.position_init!r}"
+            )
 
 
 @flax.struct.dataclass
@@ -172,14 +185,21 @@ class Tokenizer(nn.Module):
         def norm():
             return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32)
 
-        def table(name, entries, width):
-            return self.param(name, TRUNCATED, (g.blocks, entries, width))
+        def table(name, places, width):
+            init = nn.initializers.truncated_normal(c.position_std)
+            if c.position_init == "sincos":
 
+                def init(key, shape):
+                    return c.position_std * jnp.asarray(sincos(places, *shape[::2]))
+
+            return self.param(name, init, (g.blocks, len(places), width))
+
+        patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
         self.patch_in = dense(c.encoder.width)
         self.query_in = dense(c.encoder.width)
         self.encoder = QFormer(c.encoder, dtype, c.unroll, c.remat)
-        self.encoder_patch_positions = table("enc_pos3d", g.block_patches, c.encoder.width)
-        self.encoder_token_positions = table("enc_pos1d", g.max_block, c.encoder.width)
+        self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
+        self.encoder_token_positions = table("enc_pos1d", slots, c.encoder.width)
         self.latent_norm, self.latent_mid, self.latent_out = (
             norm(),
             dense(c.bottleneck),
@@ -192,8 +212,8 @@ class Tokenizer(nn.Module):
             dense(c.decoder.width),
         )
         self.decoder = QFormer(c.decoder, dtype, c.unroll, c.remat)
-        self.decoder_patch_positions = table("dec_pos3d", g.block_patches, c.decoder.width)
-        self.decoder_token_positions = table("dec_pos1d", g.max_block, c.decoder.width)
+        self.decoder_patch_positions = table("dec_pos3d", patches, c.decoder.width)
+        self.decoder_token_positions = table("dec_pos1d", slots, c.decoder.width)
         self.pixel_norm, self.pixel_out = norm(), dense(g.patch_values)
 
     # ---- whole clips ---------------------------------------------------------------------------

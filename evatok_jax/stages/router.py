@@ -61,6 +61,9 @@ class RouterStage(BaseStage):
             seed=c.seed,
             start_index=start,
             flip=c.data.flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            cache_bytes=c.data.cache_bytes,
             windows=windows,
         )
         for batch in clips:

@@ -61,6 +61,9 @@ class TokenizerStage(BaseStage):
                 seed=c.seed,
                 start_index=start,
                 flip=c.data.flip,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                cache_bytes=c.data.cache_bytes,
             )
         )
 
@@ -110,13 +113,14 @@ class TokenizerStage(BaseStage):
         fake, q = self.model.apply(
             {"params": params["tokenizer"]}, video, batch["lengths"], size=static
         )
+        scored = weights.lpips_clips or len(video)
         parts = {
             "l1": jnp.abs(fake - video).mean(),
             "lpips": frame_lpips(
                 frozen["lpips"],
-                video,
-                fake,
-                sample_keys(rng, batch),
+                video[:scored],
+                fake[:scored],
+                sample_keys(rng, batch)[:scored],
                 weights.lpips_frames,
                 weights.lpips_net,
             ),

@@ -1,4 +1,4 @@
-"""Evaluation of what a pipeline made; `task` is curves, final or generation (see `evatok_jax.evaluate`).
+"""Evaluation of what a pipeline made; `task` is curves, final or generation.
 
 The pipeline fills in the paths: configs/pipeline.py lists what each task needs.
 """

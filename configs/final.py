@@ -4,8 +4,8 @@
         --config=configs/final.py:data=DATASET,router=runs/router/export,geometry=mini64,size=mini
 
 Without `router` all blocks get `level` tokens (the twin). The paper's: paper128 and S-B, batch 128,
-1000k steps (400k in the ablations), 64 V100 x 347 h; rFVD 9.7 at 774 tokens on UCF-101 (Table 6, with
-the VideoMAE discriminator and alignment, which this config does not have).
+1000k steps (400k in the ablations), 64 V100 x 347 h; rFVD 9.7 at 774 tokens on UCF-101 (Table 6),
+with the VideoMAE discriminator and alignment, which this config does not have.
 """
 
 from evatok_jax.config import parse_arguments

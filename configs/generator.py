@@ -3,8 +3,9 @@
     python -m evatok_jax.main --workdir=runs/generator \
         --config=configs/generator.py:tokenizer=runs/final/export,tokens=runs/tokens/table,classes=101
 
-The paper's on UCF-101: GPT-B (99M, ablations), L (327M) and L-plus (633M), batch 128, 3000 epochs (223.5k
-steps), constant rate with the last 20 % annealed, 64 V100 x 88 h (633M); gFVD 48 at 756 tokens (Table 3).
+The paper's on UCF-101: GPT-B (99M, ablations), L (327M) and L-plus (633M), batch 128, 3000 epochs
+(223.5k steps), constant rate with the last 20 % annealed, 64 V100 x 88 h (633M); gFVD 48 at 756
+tokens (Table 3).
 """
 
 from evatok_jax.config import parse_arguments

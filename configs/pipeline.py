@@ -4,9 +4,9 @@
     python -m evatok_jax.main --workdir=runs/mini64 \
         --config=configs/pipeline.py:scale=mini64,source=ucf_mini,videos=DIR
 
-`scale=quick`: the four embedded clips, 32 x 32 pixels, 81 assignments, "tiny" models; 15 minutes on two
-cores. `scale=mini64`: all 625 assignments and "mini" models on mini-UCF; some hours on two cores.
-A finished job is not run again, and an unfinished one continues.
+`scale=quick`: the four embedded clips, 32 x 32 pixels, 81 assignments, "tiny" models; 15 minutes
+on two cores. `scale=mini64`: all 625 assignments and "mini" models on mini-UCF; some hours on two
+cores. A finished job is not run again, and an unfinished one continues.
 """
 
 from ml_collections import ConfigDict

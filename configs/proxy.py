@@ -1,10 +1,10 @@
-"""Stage 1: the proxy tokenizer, which learns to reconstruct under any assignment (EVATok sec. 3.2.1).
+"""Stage 1: the proxy tokenizer, which reconstructs under any assignment (EVATok sec. 3.2.1).
 
     python -m evatok_jax.main --workdir=runs/proxy \
         --config=configs/proxy.py:data=DATASET,geometry=mini64,size=mini,batch=8,steps=2500,lr=1e-3
 
-The paper's, and the default: paper128 and S-B on WebVid-10M, batch 128, 400k steps, 64 V100 x 116 h.
-`strata` draws the assignments of a batch from one part of the range of lengths (less padding).
+The paper's, and the default: paper128 and S-B on WebVid-10M, batch 128, 400k steps, 64 V100 x 116
+h. `strata` draws the assignments of a batch from one part of the range of lengths (less padding).
 """
 
 from evatok_jax.config import parse_arguments

@@ -3,9 +3,9 @@
     python -m evatok_jax.main --workdir=runs/router \
         --config=configs/router.py:data=DATASET,scores=runs/scores/table,geometry=mini64,size=mini
 
-The paper's, and the default: 19.9M parameters, labels of 100k clips at w_q 1.2 and w_l 0.8, batch 128,
-50k steps, 32 V100 x 5 h; proxy-reward percentile 96.96 % on WebVid, 96.19 % on UCF-101 (Table 8).
-`temperature` above 0 softens the labels (see `RouterStage`).
+The paper's, and the default: 19.9M parameters, labels of 100k clips at w_q 1.2 and w_l 0.8, batch
+128, 50k steps, 32 V100 x 5 h; proxy-reward percentile 96.96 % on WebVid, 96.19 % on UCF-101 (Table
+8). `temperature` above 0 softens the labels (see `RouterStage`).
 """
 
 from evatok_jax.config import parse_arguments

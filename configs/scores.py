@@ -3,8 +3,9 @@
     python -m evatok_jax.main --workdir=runs/scores \
         --config=configs/scores.py:data=DATASET,tokenizer=runs/proxy/export,windows=100000
 
-The paper's: 100k WebVid clips x 625 assignments, 4 x 64 V100 x 12.5 h. All scores are kept, so labels
-for other weights (w_q, w_l) cost nothing. `net` is the LPIPS network: vgg, or alex where time is short.
+The paper's: 100k WebVid clips x 625 assignments, 4 x 64 V100 x 12.5 h. All scores are kept, so
+labels for other weights (w_q, w_l) cost nothing. `net` is the LPIPS network: vgg, or alex where
+time is short.
 """
 
 from evatok_jax.config import parse_arguments

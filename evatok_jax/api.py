@@ -86,8 +86,8 @@ class Router:
 class Tokenizer:
     """Video to tokens and back.
 
-    Clips go through in batches of at most `batch`; lengths are padded to one of eight sizes, so that
-    at most eight programs are compiled for encoding and as many for decoding.
+    Clips go through in batches of at most `batch`; lengths are padded to one of eight sizes, so
+    that at most eight programs are compiled for encoding and as many for decoding.
     """
 
     def __init__(self, export: Export, batch: int = 16):
@@ -102,7 +102,7 @@ class Tokenizer:
         self._decode = jax.jit(partial(_decode, self.model))
 
     def use_router(self, export: Export | str | Path) -> None:
-        """Takes the router of an export (or of its directory). Raises ValueError if it does not fit."""
+        """Takes the router of an export or its directory; ValueError if it does not fit."""
         router = Router(export if isinstance(export, Export) else load_export(export), self.batch)
         if router.geometry != self.geometry:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
@@ -153,7 +153,7 @@ class Tokenizer:
         return Tokens(codes, slot, lengths)
 
     def decode(self, tokens: Tokens) -> UInt8[np.ndarray, "n f h w 3"]:
-        """Clips from tokens. Raises ValueError for ids outside the codebook and lengths that are none."""
+        """Clips from tokens; ValueError for ids outside the codebook and lengths that are none."""
         lengths = check_lengths(tokens.lengths, self.geometry.levels, self.geometry.blocks)
         codes = np.asarray(tokens.codes)
         if codes.ndim != 2 or len(codes) != len(lengths):
@@ -279,7 +279,8 @@ class Generator:
                 indices=own,
                 **options,
             )
-            parts.append(jax.tree.map(lambda x, n=len(index): np.asarray(x)[:n], tokens))
+            count = len(index)
+            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], tokens))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def sample(

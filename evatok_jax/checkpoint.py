@@ -1,8 +1,8 @@
 """Checkpoints: every call to Orbax stands here.
 
 One checkpoint is the whole state of a run: parameters by group, EMA, optimisers, stage state, step,
-and the data position as a global record index. Saves are atomic (Orbax writes beside and renames) and
-asynchronous; a run that is killed at any moment finds the last complete one.
+and the data position as a global record index. Saves are atomic (Orbax writes beside and renames)
+and asynchronous; a run that is killed at any moment finds the last complete one.
 """
 
 from pathlib import Path
@@ -36,7 +36,8 @@ class Checkpoints:
     def restore(self, step: int, like, shardings=None):
         """The state at `step`, in the shapes, types and shardings of `like`.
 
-        Raises ValueError that names what the checkpoint lacks, has too much or holds in another shape.
+        Raises ValueError that names what the checkpoint lacks, has too much or holds in another
+        shape.
         """
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
         found = self._inner.checkpointables_metadata(step).metadata["state"]

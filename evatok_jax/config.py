@@ -1,7 +1,7 @@
 """Configs: files of plain functions that take a strict argument string.
 
-`configs/proxy.py:data=ucf_mini,size=tiny` names a file and the arguments of its `get_config`. A file
-is looked for from the working directory first and then among those shipped with the package.
+`configs/proxy.py:data=ucf_mini,size=tiny` names a file and the arguments of its `get_config`. A
+file is looked for from the working directory first and then among those shipped with the package.
 """
 
 import difflib
@@ -25,8 +25,8 @@ def nearest(word: str, known) -> str:
 def parse_arguments(text: str | None, **defaults) -> ConfigDict:
     """Parses `key=value,key=value` into the defaults' types.
 
-    A bare `key` sets a bool to True. Unknown keys and values of another type raise ValueError, which
-    names the nearest key. A default of None takes a string.
+    A bare `key` sets a bool to True. Unknown keys and values of another type raise ValueError,
+    which names the nearest key. A default of None takes a string.
     """
     values = dict(defaults)
     for part in filter(None, (text or "").split(",")):

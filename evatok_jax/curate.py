@@ -42,7 +42,7 @@ def scorer(config: ConfigDict, tokenizer: Tokenizer):
 
 
 def tokens(config: ConfigDict, tokenizer: Tokenizer):
-    """Token ids under the lengths of the rule: columns codes [n, longest] and lengths [n, blocks]."""
+    """Token ids: columns codes [n, longest] and lengths [n, blocks]."""
     g = tokenizer.geometry
     if tokenizer.router is None and not any(config.fixed):
         raise ValueError("this tokenizer has no router: give the lengths as config.fixed")

@@ -1,5 +1,6 @@
 """Files in, files out: video to .evt and back, and sets of clips."""
 
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from evatok_jax.storage.evt import info, read_evt, write_evt
 from evatok_jax.storage.evt_file import EvtFile, flat_codes, padded_codes
 from evatok_jax.storage.video_files import Video, clips_of, write_back, write_video
 from evatok_jax.tokens import Tokens
-from fractions import Fraction
 
 
 def _chunks(iterable, size: int):
@@ -30,8 +30,8 @@ def encode_file(
 ) -> dict:
     """Encodes a video of any length into an .evt file; returns what `info` says of it.
 
-    The video is letterboxed or cropped to the tokenizer's size. Raises ValueError for a file that is
-    no video, or a tokenizer without a router.
+    The video is letterboxed or cropped to the tokenizer's size. Raises ValueError for a file that
+    is no video, or a tokenizer without a router.
     """
     tokenizer = _tokenizer(model)
     g = tokenizer.geometry
@@ -100,8 +100,8 @@ def load_clips(path: str | Path, frames: int) -> UInt8[np.ndarray, "n t h w 3"]:
         clips.append(np.stack(clip))
         if clips[-1].shape != clips[0].shape:
             raise ValueError(
-                f"{file} is {clips[-1].shape[1:3]}, {files[0]} is {clips[0].shape[1:3]}: videos must "
-                "have one size"
+                f"{file} is {clips[-1].shape[1:3]}, {files[0]} is {clips[0].shape[1:3]}: videos "
+                "must have one size"
             )
     return np.stack(clips)
 

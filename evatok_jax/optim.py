@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 def default_optim(**changes) -> ConfigDict:
     """The settings of one group: AdamW (0.9, 0.95), cosine (EVATok sec. 4.1; GigaTok's optimiser).
 
-    `schedule` is "cosine" (to `end_lr`), "wsd" (constant, then 1 - sqrt over the last `decay_share` of
-    the steps, to 0) or "constant". `clip` bounds the global norm of the group's gradient.
+    `schedule` is "cosine" (to `end_lr`), "wsd" (constant, then 1 - sqrt over the last
+    `decay_share` of the steps, to 0) or "constant". `clip` bounds the global norm of the group's
+    gradient.
     """
     return ConfigDict(
         dict(

@@ -56,8 +56,8 @@ def run(job, folder: Path, workdir: Path) -> None:
     ended = subprocess.run(command, check=False, env=cache | os.environ)
     if ended.returncode:
         raise ChildProcessError(
-            f"job {job['name']!r} ended with {ended.returncode}; its message is above. Start the same "
-            "command again to continue after it is mended"
+            f"job {job['name']!r} ended with {ended.returncode}; its message is above. Start the "
+            "same command again to continue after it is mended"
         )
     if workdirs.finished(folder) is None:
         raise ChildProcessError(f"job {job['name']!r} was stopped; start again to continue")

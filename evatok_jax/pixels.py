@@ -5,9 +5,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-def to_model(video: UInt8[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+def to_model(video: UInt8[Array | np.ndarray, "*b 3"]) -> Float[Array, "*b 3"]:
     """uint8 to [-0.5, 0.5]."""
-    return video.astype(jnp.float32) / 255.0 - 0.5
+    return jnp.asarray(video, jnp.float32) / 255.0 - 0.5
 
 
 def to_uint8(video: Float[Array, "*b 3"]) -> UInt8[Array, "*b 3"]:

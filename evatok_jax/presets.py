@@ -6,15 +6,14 @@ from evatok_jax.config import nearest
 from evatok_jax.geometry import geometry
 from evatok_jax.optim import default_optim
 
-
 CACHE = 2**30  # a split that fits is decoded once and kept in memory
 
 
 def run_section(steps: int, **changes) -> ConfigDict:
     """Run settings: what may change between two starts of the same workdir.
 
-    Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from the
-    parameters of an export (into the group `init_group`, the first by default).
+    Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from
+    the parameters of an export (into the group `init_group`, the first by default).
     """
     return ConfigDict(
         dict(
@@ -242,7 +241,7 @@ SCALES = {
 
 
 def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
-    """The jobs of a pipeline in order: {"name", "config", "set"}; {workdir} stands for its folder."""
+    """The jobs in order: {"name", "config", "set"}; {workdir} stands for the pipeline's folder."""
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
     s = ConfigDict(SCALES[scale])

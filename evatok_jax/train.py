@@ -2,8 +2,9 @@
 
 A run starts from, in this order: the newest checkpoint of its own workdir; `run.resume` (the whole
 state of another workdir); `run.init_from` (parameters of an export); scratch. The log says which.
-Random numbers come from (seed, step) and, per sample, from the record's key; batches from the global
-record index. A run that was killed therefore continues to the bit on the same machine and versions.
+Random numbers come from (seed, step) and, per sample, from the record's key; batches from the
+global record index. A run that was killed therefore continues to the bit on the same machine and
+versions.
 """
 
 import signal
@@ -22,7 +23,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from evatok_jax import sharding, workdir as workdirs
+from evatok_jax import sharding
+from evatok_jax import workdir as workdirs
 from evatok_jax.checkpoint import Checkpoints, compare_trees
 from evatok_jax.stages.stage import Stage, load_stage
 from evatok_jax.storage.export import load_export, save_export
@@ -60,7 +62,7 @@ def init_state(stage: Stage, optimizers, rng, batch) -> TrainState:
 
 
 def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumulate: int = 1):
-    """The function of one step in which `groups` learn: (state, frozen, batch, rng) -> (state, metrics).
+    """One step in which `groups` learn: (state, frozen, batch, rng) -> (state, metrics).
 
     Each group's gradient is of its own loss; groups that rest are arguments only, so their backward
     pass is not paid.
@@ -271,8 +273,8 @@ def guard(state, metrics, step: int) -> None:
     bad = [name for name, v in metrics.items() if "loss" in name and not np.isfinite(v)]
     if bad:
         raise FloatingPointError(
-            f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is from before; lower "
-            "the learning rate or the clipping norm of that group."
+            f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is from before; "
+            "lower the learning rate or the clipping norm of that group."
         )
 
 

@@ -10,8 +10,8 @@ from tensorboardX import SummaryWriter
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` and a TensorBoard file in the workdir.
 
-    A run that resumes at `step` first cuts both back to it, so that logs have neither gaps nor doubles
-    whatever happened after the checkpoint was written.
+    A run that resumes at `step` first cuts both back to it, so that logs have neither gaps nor
+    doubles whatever happened after the checkpoint was written.
     """
 
     def __init__(self, workdir: Path, step: int = 0, tensorboard: bool = True):

@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_stopped_by_a_signal_and_resumed(undisturbed, tmp_path, monkeypatch):
-    """A run stopped twice, at steps that no checkpoint interval names, ends like one never stopped."""
+    """A run stopped twice, between checkpoints, ends like one that never stopped."""
     for stop_at in (4, 8):
         stop = type("Stop", (), {"__call__": lambda self, step, at=stop_at: step == at})
         monkeypatch.setattr(training, "Interrupt", stop)
@@ -75,7 +75,7 @@ def launch(workdir, steps=400):
 
 
 def test_sigterm_saves_and_exits_zero(tmp_path):
-    """SIGTERM: the state of that step is saved, the exit code is 0, the next start continues there."""
+    """SIGTERM: the state of that step is saved and the exit code is 0."""
     process = launch(tmp_path, steps=1_000_000)
     while len(read_metrics(tmp_path)) < 5:
         assert process.poll() is None, process.stderr.read()
@@ -121,7 +121,7 @@ def grads_after_one_step(**changes):
 
 
 def test_groups_do_not_touch_each_other():
-    """Scaling one group's loss leaves the other's update unchanged to the bit; so does a NaN in it."""
+    """Scaling one group's loss, or a NaN in it, leaves the other's update unchanged to the bit."""
     base, _ = grads_after_one_step()
     for changes, other in (
         ({"critic_weight": 2.0}, "model"),

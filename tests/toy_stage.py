@@ -74,5 +74,5 @@ def toy_config(**changes) -> ConfigDict:
 
 
 def get_config(arg=None):
-    """As a config file: for runs in a process of their own. Slow enough to be killed in the middle."""
+    """As a config file, for runs in a process of their own."""
     return toy_config(steps=int(arg or 12))

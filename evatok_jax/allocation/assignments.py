@@ -1,4 +1,4 @@
-"""Assignments: which level each block of a clip has. They are numbered like digits, first block first."""
+"""Assignments: which level each block of a clip has, numbered like digits, first block first."""
 
 import itertools
 

@@ -1,8 +1,8 @@
 """The proxy reward and what follows from it: labels, percentiles, quality-cost curves.
 
 R(x, a) = w_q Q(x, a) - w_l L(a), with Q the negated z-score of LPIPS and L the z-score of the total
-length, both over random clips x random assignments (EVATok Eq. 4-6; Eq. 6 as printed lacks the minus
-sign, without which bad LPIPS would be rewarded).
+length, both over random clips x random assignments (EVATok Eq. 4-6; Eq. 6 as printed lacks the
+minus sign, without which bad LPIPS would be rewarded).
 """
 
 from dataclasses import dataclass

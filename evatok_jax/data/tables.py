@@ -55,7 +55,7 @@ def table_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless shuffled batches of rows, from global record `start_index` on; a new order each epoch.
+    """Endless shuffled batches of rows from global record `start_index` on, each epoch anew.
 
     Raises ValueError where the table has no row, or the batch cannot be divided among processes.
     """

@@ -30,7 +30,7 @@ def generation_scores(
 
 
 def unigram_entropy(ids: np.ndarray) -> float:
-    """Entropy in nats of the empirical distribution of ids: the loss of knowing only frequencies."""
+    """Entropy in nats of the frequencies of ids: the loss of knowing nothing else."""
     counts = np.unique(ids, return_counts=True)[1]
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())

@@ -1,9 +1,9 @@
 """Attention: one function, described masks, and the cache that incremental decoding appends to.
 
-Masks are never passed around as arrays. Queries and keys each carry a `Rows` descriptor, and a query
-sees a key when both belong to the same segment and the key's order is not later than the query's.
-With order = block id that is the tokenizer's block-causal mask, with order = position the generator's
-causal mask, with order = 0 full attention.
+Masks are never passed around as arrays. Queries and keys each carry a `Rows` descriptor, and a
+query sees a key when both belong to the same segment and the key's order is not later than the
+query's. With order = block id that is the tokenizer's block-causal mask, with order = position the
+generator's causal mask, with order = 0 full attention.
 """
 
 import flax.linen as nn
@@ -60,8 +60,8 @@ def attend(
 ) -> Float[Array, "b n h d"]:
     """Softmax attention under the described mask; logits and sums in fp32.
 
-    A query that sees nothing (padding) gets a finite, meaningless answer: padding is never a key, so
-    it cannot reach a real position.
+    A query that sees nothing (padding) gets a finite, meaningless answer: padding is never a key,
+    so it cannot reach a real position.
 
     Raises ValueError for an unknown back end.
     """

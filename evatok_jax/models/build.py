@@ -1,7 +1,7 @@
 """Models from plain descriptions: what configs and exports say, as modules.
 
-A description is JSON-able: {"geometry": "mini64" or its fields, "size": a name of `sizes`, ...}. It is
-what an export keeps, so a trained model can be rebuilt without the config that trained it.
+A description is JSON-able: {"geometry": "mini64" or its fields, "size": a name of `sizes`, ...}.
+It is what an export keeps, so a trained model can be rebuilt without the config that trained it.
 """
 
 from dataclasses import asdict, fields

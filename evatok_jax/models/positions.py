@@ -1,8 +1,8 @@
 """Where positions are and how their learned embeddings may start.
 
-Queries and references have separate tables, so at a random start attention knows nothing of nearness
-and must learn every pair of places. Tables that start as one sine-cosine code of (block, row, column)
-let it learn "look near my place" once for all; they are learned from there on.
+Queries and references have separate tables, so at a random start attention knows nothing of
+nearness and must learn every pair of places. Tables that start as one sine-cosine code of (block,
+row, column) let it learn "look near my place" once for all; they are learned from there on.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """The query pyramid: 1D queries pooled from the 2D features of their own block.
 
-Averages over ever finer grids (1x1, 1x1, 1x2, 2x2, 2x4, ... h x w; width is split first) laid end to
-end give 2 h w queries. On 16x16 patches that is exactly 512, and every level of 32..256 tokens is
-exactly a prefix that ends with a whole scale (EVATok sec. 3.1 with GigaTok's pooling). A level that
-ends inside a scale (96, 192, 384) holds the top rows of that scale.
+Averages over ever finer grids (1x1, 1x1, 1x2, 2x2, 2x4, ... h x w; width is split first) laid end
+to end give 2 h w queries. On 16x16 patches that is exactly 512, and every level of 32..256 tokens
+is exactly a prefix that ends with a whole scale (EVATok sec. 3.1 with GigaTok's pooling). A level
+that ends inside a scale (96, 192, 384) holds the top rows of that scale.
 """
 
 import jax.numpy as jnp

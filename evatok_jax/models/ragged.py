@@ -1,8 +1,8 @@
 """Raggedness lives here: how clips with different numbers of tokens share arrays of one shape.
 
-`lengths [b, blocks]` is data, never a shape. `layout` turns it and a static size s into a description
-of s positions per row, block after block without gaps and padded at the end; everybody else asks the
-layout.
+`lengths [b, blocks]` is data, never a shape. `layout` turns it and a static size s into a
+description of s positions per row, block after block without gaps and padded at the end; everybody
+else asks the layout.
 """
 
 import flax.struct

@@ -42,9 +42,9 @@ class TokenizerConfig:
       bottleneck: width of the projection between the stacks and the codebook.
       entropy_temperature: of the soft assignment in the entropy loss.
       position_init, position_std: how the learned positions start: "normal" with that std (GigaTok:
-        0.02), or "sincos" (see `positions`) of that size. They are added to normalised features, and
-        it takes thousands of steps until small random ones tell places apart: short runs use the
-        second.
+        0.02), or "sincos" (see `positions`) of that size. They are added to normalised features,
+        and it takes thousands of steps until small random ones tell places apart: short runs use
+        the second.
       dtype: compute type of the stacks; norms, softmax and codebook distances stay in fp32.
       unroll: layers of a scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
@@ -268,7 +268,7 @@ class Tokenizer(nn.Module):
         block: Int[Array, ""],
         size: int,
     ) -> tuple[StepCache, Float[Array, "b s c"]]:
-        """Latents of one block of `lengths` tokens in `size` positions, given the earlier blocks."""
+        """Latents of one block: `lengths` tokens in `size` positions, given earlier blocks."""
         rows = layout(lengths[:, None], size, first_block=block)
         z, cache = self._encode(self.patchify(frames), rows, block, cache)
         return cache, z

@@ -1,6 +1,7 @@
-"""Stage 5: the autoregressive generator over length and visual tokens (EVATok sec. 3.4, Llama-like).
+"""Stage 5: the autoregressive generator over length and visual tokens (EVATok sec. 3.4).
 
-It trains on a table of token ids (`configs/tokenize.py` makes it), so the tokenizer runs once a clip.
+It trains on a table of token ids (`configs/tokenize.py` makes it), so the tokenizer runs once a
+clip.
 """
 
 import jax

@@ -18,9 +18,9 @@ from evatok_jax.stages.stage import BaseStage
 class RouterStage(BaseStage):
     """Trains a router on a table of scores; its one group is "router".
 
-    The weights w_q and w_l are baked into the labels. With `labels.temperature` = 0 the target is the
-    best assignment alone (the paper); above 0 it is softmax(reward / temperature), which tells more
-    about each clip and so needs fewer of them.
+    The weights w_q and w_l are baked into the labels. With `labels.temperature` = 0 the target is
+    the best assignment alone (the paper); above 0 it is softmax(reward / temperature), which tells
+    more about each clip and so needs fewer of them.
     """
 
     def __init__(self, config):

@@ -67,7 +67,7 @@ class BaseStage:
 
     def __init__(self, config: ConfigDict):
         self.config = config
-        self.periods = {group: 1 for group in config.optim}
+        self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
 
     def prepare(self, frozen, batch, rng):
@@ -95,7 +95,7 @@ class BaseStage:
 
 
 def sample_keys(rng, batch):
-    """One key a sample, from the step's and the record's: the place in the batch does not matter."""
+    """One key a sample, from the step's and the record's; its place in the batch has no say."""
     salt = jnp.stack([batch["key"].astype(jnp.uint32), batch["window"].astype(jnp.uint32)], axis=1)
     return jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(rng, s[0]), s[1]))(salt)
 

@@ -1,0 +1,120 @@
+"""The bench: windows of a split, rules for the lengths, baselines, and the protocol of a number."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from evatok_jax import assets
+from evatok_jax.allocation.assignments import all_assignments
+from evatok_jax.api import Router, Tokenizer
+from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.evaluators import baselines
+from evatok_jax.evaluators.lpips import LpipsMetric
+from evatok_jax.evaluators.psnr_ssim import clip_psnr
+from evatok_jax.evaluators.reconstruction import Evaluation, Rule, evaluate_rules
+from evatok_jax.pretrained.i3d import load_i3d
+
+
+def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=()) -> dict:
+    """What a number depends on, to stand beside it."""
+    networks = ["lpips_vgg", "lpips_alex"] + (["i3d"] if config.fvd else [])
+    notes = list(notes)
+    if clips.manifest["source"] == "samples":
+        notes.append("four embedded clips: rFVD here shows that the plumbing works, no quality")
+    return {
+        "data": clips.manifest["source"],
+        "split": f"{clips.split} ({clips.manifest['split_rule']})",
+        "clips": count,
+        "windows": f"fixed, non-overlapping, {clips.frames} frames at native rate, no flip",
+        "seed": config.seed,
+        "resolution": f"{clips.frames}x{clips.height}x{clips.width}",
+        "networks": {name: assets.file_hash(assets.path(name)) for name in networks},
+        "models": models,
+        "fvd": "I3D logits, covariance divisor N; 2.5-97.5 % of a bootstrap over clips",
+        "notes": notes,
+    }
+
+
+class Bench:
+    """The windows of a split and what it takes to reconstruct them."""
+
+    def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
+        g = tokenizer.geometry
+        self.config, self.tokenizer = config, tokenizer
+        self.clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+        windows = self.clips.windows()
+        self.windows = windows[: config.windows] if config.windows else windows
+        self.assignments = all_assignments(g.levels, g.blocks)
+        self.i3d = jax.device_put(load_i3d()) if config.fvd else None
+
+    def batches(self):
+        """Batches of the windows, under a progress bar."""
+        size = self.config.batch_size
+        batches = eval_clips(self.clips, min(size, len(self.windows)), self.windows)
+        total = -(-len(self.windows) // size)
+        return tqdm(batches, total=total, desc=self.config.name, unit="batch", dynamic_ncols=True)
+
+    def run(self, rules: dict[str, Rule], tokenizer: Tokenizer | None = None) -> Evaluation:
+        """Scores of a tokenizer under rules."""
+        tokenizer = tokenizer or self.tokenizer
+
+        def reconstruct(clips, lengths):
+            tokens = tokenizer.encode(clips, lengths)
+            real = tokens.slot >= 0
+            counts = np.bincount(tokens.codes[real], minlength=tokenizer.config.codebook_size)
+            return tokenizer.decode(tokens), counts
+
+        size = tokenizer.config.codebook_size
+        return evaluate_rules(self.batches(), rules, reconstruct, size, self.i3d)
+
+    def baselines(self, lengths: np.ndarray) -> list[dict]:
+        """Baselines that spend as many bits a clip as these lengths do."""
+        g, lpips = self.tokenizer.geometry, LpipsMetric("vgg")
+        bits = lengths.sum(axis=1) * np.log2(self.tokenizer.config.codebook_size)
+        makers = {
+            "mean frame of each block, equal bits": lambda clip, b: baselines.mean_frame_of_bits(
+                clip, g.block_frames, b
+            ),
+            "thumbnail video, equal bits": baselines.thumbnail_video,
+            "mean frame of each block, full size": lambda clip, b: baselines.mean_frames(
+                clip, g.block_frames
+            ),
+        }
+        values, row = {name: [] for name in makers}, 0
+        for batch in self.batches():
+            clips = batch["video"][batch["mask"]]
+            own = bits[row : row + len(clips)]
+            row += len(clips)
+            fakes = [
+                np.stack([make(clip, b) for clip, b in zip(clips, own, strict=True)])
+                for make in makers.values()
+            ]
+            for name, fake, distance in zip(makers, fakes, lpips(clips, *fakes), strict=True):
+                values[name].append((clip_psnr(clips, fake), distance))
+        full = 24.0 * g.blocks * g.height * g.width
+        rows = []
+        for name, found in values.items():
+            psnr, distance = (np.concatenate(v).mean() for v in zip(*found, strict=True))
+            cost = full if "full size" in name else bits.mean()
+            rows.append(
+                {"name": name, "bits_per_clip": cost, "psnr": float(psnr), "lpips_vgg": distance}
+            )
+        return rows
+
+
+def uniform(level: int, blocks: int) -> Rule:
+    """The same number of tokens in every block."""
+    return lambda clips, rows: np.full((len(clips), blocks), level, np.int32)
+
+
+def routed(router: Router) -> Rule:
+    """The most likely assignment of each clip."""
+    return lambda clips, rows: router.route(clips)
+
+
+def looked_up(lengths, rows, count: int, geometry) -> Rule:
+    """Lengths known for some windows only; the others get the shortest and are not looked at."""
+    table = np.full((count, geometry.blocks), geometry.levels[0], np.int32)
+    table[rows] = lengths
+    return lambda clips, index: table[index]

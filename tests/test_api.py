@@ -1,0 +1,139 @@
+"""The API and the file commands, on a tokenizer with random weights."""
+
+import json
+
+import av
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import evatok_jax
+from evatok_jax import cli
+from evatok_jax.geometry import geometry
+from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
+from evatok_jax.storage.export import save_export
+from evatok_jax.tokens import Tokens
+
+G = geometry("nano")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """An export of a tokenizer with a router, of random weights."""
+    nano = describe_geometry("nano")
+    tokenizer = {"geometry": nano, "size": "tiny", "codebook_size": 100}
+    router = {"geometry": nano, "size": "tiny"}
+    video = jnp.zeros((1, *G.clip_shape))
+    lengths = jnp.full((1, 4), 8, jnp.int32)
+    params = {
+        "tokenizer": build_tokenizer(tokenizer).init(jax.random.key(0), video, lengths, 32),
+        "router": build_router(router).init(jax.random.key(1), video),
+    }
+    params = {name: jax.device_get(tree["params"]) for name, tree in params.items()}
+    path = tmp_path_factory.mktemp("model") / "export"
+    save_export(path, "tokenizer", {"tokenizer": tokenizer, "router": router}, params)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(export):
+    return evatok_jax.load(export)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return np.random.default_rng(0).integers(0, 256, (3, *G.clip_shape)).astype(np.uint8)
+
+
+def test_round_trip_under_given_lengths(tokenizer, clips):
+    """Encoding keeps the lengths, ids are in the codebook, decoding has the clips' shape."""
+    lengths = np.array([[8, 8, 8, 8], [32, 8, 16, 8], [16, 16, 16, 16]])
+    tokens = tokenizer.encode(clips, lengths)
+    real = tokens.slot >= 0
+    np.testing.assert_array_equal(real.sum(axis=1), lengths.sum(axis=1))
+    assert (tokens.codes[real] < 100).all() and (tokens.codes[~real] == 0).all()
+    video = tokenizer.decode(tokens)
+    assert video.shape == clips.shape and video.dtype == np.uint8
+    alone = tokenizer.encode(clips[1:2], lengths[1:2])
+    same = alone.codes[0] == tokens.codes[1, : alone.codes.shape[1]]
+    assert same.mean() > 0.95  # ids near a tie may flip with the shape of the batch
+
+
+def test_budget_bounds_the_router(tokenizer, clips):
+    """The router's choice within a budget is its best one that fits."""
+    for budget in (32, 60, 128):
+        assert (tokenizer.route(clips, budget).sum(axis=1) <= budget).all()
+    np.testing.assert_array_equal(tokenizer.route(clips, 10_000), tokenizer.route(clips))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t, c: t.encode(c.astype(np.float32) / 255), "must be uint8"),
+        (lambda t, c: t.encode(c[:, :8]), r"clips must be \(16, 32, 32, 3\)"),
+        (lambda t, c: t.encode(c[0]), r"\[clips, frames, height, width, 3\]"),
+        (lambda t, c: t.encode(c, np.full((3, 4), 9)), "is 9: a block has one of 8, 16, 32"),
+        (lambda t, c: t.encode(c, np.full((2, 4), 8)), "2 rows of lengths for 3 clips"),
+        (lambda t, c: t.route(c, 31), "at least 32"),
+        (lambda t, c: t.cut(c[0, :, :16]), r"\[frames, 32, 32, 3\]"),
+        (
+            lambda t, c: t.decode(
+                Tokens(np.full((1, 32), 100), np.zeros((1, 32), int), np.full((1, 4), 8))
+            ),
+            "id 100 is outside the codebook of 100",
+        ),
+    ],
+)
+def test_bad_input_is_named(tokenizer, clips, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(tokenizer, clips)
+
+
+def test_cut_fills_the_last_clip(tokenizer, clips):
+    """A video of 21 frames is two clips, the second filled by frame 20."""
+    video = clips.reshape(-1, 32, 32, 3)[:21]
+    cut = tokenizer.cut(video)
+    np.testing.assert_array_equal(cut.reshape(-1, 32, 32, 3)[:21], video)
+    assert (cut[1, 5:] == video[20]).all()
+
+
+def test_file_to_evt_and_back(export, tmp_path, capsys):
+    """`evatok encode`, `info` and `decode`: length, size, rate and time stamps come back."""
+    source, evt, back = (tmp_path / name for name in ("in.mp4", "out.evt", "back.mp4"))
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        for n in range(21):
+            picture = np.full((36, 48, 3), 10 * n, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    cli.main(["encode", str(source), str(evt), f"--model={export}", "--budget=64"])
+    cli.main(["info", str(evt)])
+    cli.main(["decode", str(evt), str(back), f"--model={export}"])
+    assert "tokens" in capsys.readouterr().out
+    with av.open(str(back)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        assert (stream.width, stream.height, len(frames)) == (48, 36, 21)
+        times = [float(f.pts * stream.time_base) for f in frames]
+    np.testing.assert_allclose(times, np.arange(21) / 30, atol=1e-4)
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
+    """A file that is no video, or a folder that is no model: said plainly."""
+    (tmp_path / "bad.evt").write_bytes(b"nothing")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["info", str(tmp_path / "bad.evt")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evatok info: ") and error.count("\n") == 1
+
+
+def test_info_of_a_config(capsys):
+    """Parameters by group and part, levels and assignments, as JSON."""
+    cli.main(["info", "--config=configs/proxy.py"])
+    info = json.loads(capsys.readouterr().out)
+    assert info["levels"] == [32, 64, 128, 256, 512] and info["assignments"] == 625
+    assert info["parameters"]["tokenizer"] == sum(info["parts"]["tokenizer"].values())

@@ -1,0 +1,64 @@
+"""Configs are strict: unknown keys and wrong types name what was meant; every config builds."""
+
+from pathlib import Path
+
+import pytest
+
+from evatok_jax.config import differences, load_config, override, parse_arguments
+from evatok_jax.describe import describe_config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_unknown_argument_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown config argument 'sise': did you mean 'size'"):
+        parse_arguments("sise=L", size="S", steps=3)
+
+
+def test_values_take_the_type_of_the_default():
+    args = parse_arguments("steps=5,fast", size="S", steps=3, fast=False, lr=0.1)
+    assert (args.steps, args.fast, args.lr, args.size) == (5, True, 0.1, "S")
+    with pytest.raises(ValueError, match="steps=many: expected a value of type int"):
+        parse_arguments("steps=many", steps=3)
+
+
+def test_override_is_strict():
+    config = load_config("configs/proxy.py:size=tiny,geometry=nano")
+    override(config, ["loss.l1=2.5", "run.steps=7"])
+    assert config.loss.l1 == 2.5 and config.run.steps == 7
+    with pytest.raises(ValueError, match="did you mean 'lpips'"):
+        override(config, ["loss.lpip=1"])
+    with pytest.raises(ValueError, match="expected a value of type"):
+        override(config, ["run.steps=soon"])
+
+
+def test_unknown_config_lists_the_known():
+    with pytest.raises(FileNotFoundError, match="did you mean 'proxy'"):
+        load_config("configs/proxi.py")
+
+
+def test_differences_name_every_leaf():
+    old, new = {"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3, "d": 4}}
+    assert differences(old, new) == ["b.c: 2 -> 3", "b.d: (absent) -> 4"]
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem[0] != "_"))
+def test_every_config_loads(name):
+    """Every config file builds with its defaults, and says what to run in its docstring."""
+    config = load_config(f"configs/{name}.py")
+    assert config.job and config.name
+    assert "python -m evatok_jax.main" in (CONFIGS / f"{name}.py").read_text() or name == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("spec", "group", "low", "high"),
+    [
+        ("proxy", "tokenizer", 143.8e6, 144.8e6),
+        ("router", "router", 19.5e6, 20.3e6),
+    ],
+)
+def test_full_size_builds_without_weights(spec, group, low, high):
+    """The paper's sizes, from the default arguments, with no file at hand."""
+    info = describe_config(load_config(f"configs/{spec}.py"))
+    assert low < info["parameters"][group] < high
+    assert info["assignments"] == 625 and info["longest"] == 2048

@@ -59,7 +59,7 @@ class Router:
 
         self._score = jax.jit(score)
 
-    def scores(self, clips: UInt8[np.ndarray, "n f h w 3"]) -> Float[np.ndarray, "n a"]:
+    def scores(self, clips: np.ndarray) -> Float[np.ndarray, "n a"]:
         """log p of every assignment, in the order of `assignments`.
 
         Raises ValueError for clips of another shape.
@@ -67,9 +67,7 @@ class Router:
         clips = check_clips(clips, self.geometry.clip_shape)
         return in_chunks(lambda part: self._score(self._params, part), self.batch, clips)
 
-    def route(
-        self, clips: UInt8[np.ndarray, "n f h w 3"], budget: int | None = None
-    ) -> Int[np.ndarray, "n t"]:
+    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
         """The most likely assignment of each clip, among those of at most `budget` tokens a clip.
 
         Raises ValueError for clips of another shape, or a budget below the least.
@@ -108,9 +106,7 @@ class Tokenizer:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
         self.router = router
 
-    def route(
-        self, clips: UInt8[np.ndarray, "n f h w 3"], budget: int | None = None
-    ) -> Int[np.ndarray, "n t"]:
+    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
         """The router's lengths (see `Router.route`). Raises ValueError without a router."""
         if self.router is None:
             raise ValueError(
@@ -122,8 +118,8 @@ class Tokenizer:
 
     def encode(
         self,
-        clips: UInt8[np.ndarray, "n f h w 3"],
-        lengths: Int[np.ndarray, "n t"] | None = None,
+        clips: np.ndarray,
+        lengths: np.ndarray | None = None,
         budget: int | None = None,
     ) -> Tokens:
         """Tokens of clips, under lengths of one's own, or the router's within an optional budget.
@@ -179,9 +175,7 @@ class Tokenizer:
         """`decode(encode(...))`."""
         return self.decode(self.encode(clips, lengths, budget))
 
-    def latents(
-        self, clips: UInt8[np.ndarray, "n f h w 3"], lengths: Int[np.ndarray, "n t"]
-    ) -> Float[np.ndarray, "n s c"]:
+    def latents(self, clips: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "n s c"]:
         """Latents before the quantiser, for analyses; padded to one static size."""
         lengths = check_lengths(lengths, self.geometry.levels, self.geometry.blocks)
         video = to_model(check_clips(clips, self.geometry.clip_shape))
@@ -192,7 +186,7 @@ class Tokenizer:
             )
         )
 
-    def cut(self, video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "n f h w 3"]:
+    def cut(self, video: np.ndarray) -> UInt8[np.ndarray, "n f h w 3"]:
         """A video of any length as clips; the last one is filled by its last frame.
 
         Raises ValueError unless the pictures have the tokenizer's size.

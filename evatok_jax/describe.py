@@ -21,7 +21,10 @@ def describe_config(config: ConfigDict) -> dict:
         raise ValueError(f"config {config.name!r} is a job of kind {config.job!r}: it has no model")
     stage = load_stage(config)
     batch = {"key": jax.ShapeDtypeStruct((1,), jnp.uint32)}
-    params, _ = jax.eval_shape(lambda rng: stage.init(rng, batch), jax.random.key(0))
+    geometry = getattr(stage, "geometry", None)
+    if geometry is not None:
+        batch["video"] = jax.ShapeDtypeStruct((1, *geometry.clip_shape), jnp.uint8)
+    params, _ = jax.eval_shape(stage.init, jax.random.key(0), batch)
     frozen = stage.frozen_spec()
     result = {
         "name": config.name,
@@ -33,7 +36,6 @@ def describe_config(config: ConfigDict) -> dict:
         },
         "frozen": {name: count(tree) for name, tree in frozen.items()},
     }
-    geometry = getattr(stage, "geometry", None)
     if geometry is not None:
         result |= {
             "clip": geometry.clip_shape,

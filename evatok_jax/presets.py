@@ -63,6 +63,7 @@ def tokenizer_config(args) -> ConfigDict:
                 remat=not little,
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
+            codebook_start="data" if little else "uniform",
             lengths=dict(
                 rule="fixed",
                 fixed=(g.levels[len(g.levels) // 2],) * g.blocks,
@@ -211,9 +212,9 @@ SCALES = {
         batch=8,
         strata=3,
         proxy_steps=800,
-        final_steps=400,
+        final_steps=350,
         router_steps=100,
-        generator_steps=300,
+        generator_steps=80,
         router_batch=16,
         w_q=(1.2,),
         score_windows=(0, 0),

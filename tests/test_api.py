@@ -26,9 +26,12 @@ def export(tmp_path_factory):
     router = {"geometry": nano, "size": "tiny"}
     video = jnp.zeros((1, *G.clip_shape))
     lengths = jnp.full((1, 4), 8, jnp.int32)
+    key = jax.random.key(0)
     params = {
-        "tokenizer": build_tokenizer(tokenizer).init(jax.random.key(0), video, lengths, 32),
-        "router": build_router(router).init(jax.random.key(1), video),
+        "tokenizer": jax.jit(build_tokenizer(tokenizer).init, static_argnums=3)(
+            key, video, lengths, 32
+        ),
+        "router": jax.jit(build_router(router).init)(key, video),
     }
     params = {name: jax.device_get(tree["params"]) for name, tree in params.items()}
     path = tmp_path_factory.mktemp("model") / "export"

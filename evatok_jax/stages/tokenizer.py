@@ -15,6 +15,7 @@ from evatok_jax.config import to_plain
 from evatok_jax.data.pipeline import train_clips
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
+from evatok_jax.models.quantizer import normalize
 from evatok_jax.models.ragged import check_lengths, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
@@ -95,7 +96,26 @@ class TokenizerStage(BaseStage):
         video = jnp.zeros((1, *g.clip_shape))
         lengths = jnp.full((1, g.blocks), g.levels[0], jnp.int32)
         init = partial(self.model.init, size=g.blocks * g.levels[0])
-        return {"tokenizer": init(rng, video, lengths)["params"]}, {}
+        params = init(rng, video, lengths)["params"]
+        if self.config.codebook_start == "data":
+            params = self._codes_from_data(params, batch, rng)
+        return {"tokenizer": params}, {}
+
+    def _codes_from_data(self, params, batch, rng):
+        """Codes that start as latents of the first batch, spread a little.
+
+        An untrained encoder's latents lie in a narrow cone, where a codebook spread over the whole
+        sphere has a handful of codes: hardly anything would reach the decoder for a long time.
+        """
+        g, fresh = self.geometry, jax.random.fold_in(rng, 1)
+        lengths = jnp.full((len(batch["video"]), g.blocks), g.max_block, jnp.int32)
+        video = to_model(batch["video"])
+        z = self.model.apply({"params": params}, video, lengths, g.max_length, method="encode")
+        z = normalize(z).reshape(-1, z.shape[-1])
+        book = params["quantizer"]["codebook"]
+        picked = z[jax.random.choice(fresh, len(z), (len(book),), replace=len(z) < len(book))]
+        spread = 0.1 * z.std(axis=0) * jax.random.normal(rng, picked.shape)
+        return {**params, "quantizer": {"codebook": normalize(picked + spread)}}
 
     def frozen_spec(self):
         return {"lpips": lpips_spec(self.config.loss.lpips_net)}

@@ -33,6 +33,7 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
                 {"name": n, "seconds": round(s, 1), "status": "done"} for n, s in seconds.items()
             ]
             workdirs.write_json(timing, rows)
+    workdirs.write_json(workdir / "done.json", {"jobs": len(config.jobs)})
     began = time.time()
     page = write_report(workdir)
     seconds["report"] = time.time() - began

@@ -182,7 +182,7 @@ def test_a_clip_that_cannot_be_decoded_is_named(data, monkeypatch):
     row = dict(clips.records[4])
     row["video"] = row["video"][: len(row["video"]) // 2]
     clips.__dict__["records"] = {4: row}
-    with pytest.raises(ValueError, match=r"split train, record 4 \(.*v.*avi\), window at frame 20"):
+    with pytest.raises(ValueError, match=r"split train, record 4 \(.*v.*avi\), frames from 20"):
         clips.read(4, 20)
     with pytest.raises(ValueError, match="record 4"):
         list(eval_clips(clips, 1, windows=np.array([[4, 20]])))

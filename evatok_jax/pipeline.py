@@ -6,6 +6,7 @@ stopped is simply started again. At the end stand a table of seconds and the rep
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,12 +28,15 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
         if workdirs.finished(folder) is None:
             print(f"[{number}/{len(config.jobs)}] {job['name']}", flush=True)
             began = time.time()
-            run(job, folder, workdir)
+            ended = run(job, folder, workdir)
             seconds[job["name"]] = seconds.get(job["name"], 0.0) + time.time() - began
             rows = [
                 {"name": n, "seconds": round(s, 1), "status": "done"} for n, s in seconds.items()
             ]
             workdirs.write_json(timing, rows)
+            if not ended:
+                print("stopped; start the same command again to continue", flush=True)
+                return
     workdirs.write_json(workdir / "done.json", {"jobs": len(config.jobs)})
     began = time.time()
     page = write_report(workdir)
@@ -41,8 +45,11 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
     print(f"report: {page.resolve()}")
 
 
-def run(job, folder: Path, workdir: Path) -> None:
-    """One job in a process of its own; its memory is free again when it ends."""
+def run(job, folder: Path, workdir: Path) -> bool:
+    """One job in a process of its own; False where it was asked to stop before its end.
+
+    Raises ChildProcessError where it fails.
+    """
 
     def fill(value):
         if isinstance(value, str):
@@ -54,14 +61,21 @@ def run(job, folder: Path, workdir: Path) -> None:
     command += [f"--set={key}={json.dumps(fill(value))}" for key, value in job["set"].items()]
     # Jobs share many programs (metric networks, encoders): what one compiled, the next one loads.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "compiled")}
-    ended = subprocess.run(command, check=False, env=cache | os.environ)
-    if ended.returncode:
+    job_process = subprocess.Popen(command, env=cache | os.environ)
+    # A job saves when it is asked to stop: it gets the request, and this process waits for it.
+    before = signal.signal(signal.SIGTERM, lambda *_: job_process.terminate())
+    try:
+        code = job_process.wait()
+    except KeyboardInterrupt:  # the terminal has told the job as well
+        code = job_process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code:
         raise ChildProcessError(
-            f"job {job['name']!r} ended with {ended.returncode}; its message is above. Start the "
-            "same command again to continue after it is mended"
+            f"job {job['name']!r} ended with {code}; its message is above. Start the same command "
+            "again to continue after it is mended"
         )
-    if workdirs.finished(folder) is None:
-        raise ChildProcessError(f"job {job['name']!r} was stopped; start again to continue")
+    return workdirs.finished(folder) is not None
 
 
 def read_timing(path: Path) -> list[dict]:

@@ -71,7 +71,7 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
             if kind(name)
         ]
 
-    def isuniform(name):
+    def is_uniform(name):
         return name.endswith("a block")
 
     curves = {

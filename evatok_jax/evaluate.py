@@ -134,7 +134,7 @@ def _percentiles(bench, table, norm, w_q: float, lengths: np.ndarray) -> dict:
         "best_fixed": rewards.percentile(reward, np.full(len(reward), fixed)),
         "best_fixed_lengths": assignments[fixed].tolist(),
         "best_uniform_per_clip": rewards.percentile(
-            reward, rewards.bestuniform(reward, assignments)
+            reward, rewards.best_uniform(reward, assignments)
         ),
         "top1": float((chosen == rewards.labels(reward)).mean()),
         "clips": len(reward),

@@ -24,8 +24,10 @@ def get_config(arg=None):
         steps=1_000_000,
         lr=1e-4,
         seed=0,
+        init_from="",
     )
     config = tokenizer_config(args)
+    config.run.init_from = args.init_from
     if args.router:
         config.name = "final"
         config.lengths.rule = "router"

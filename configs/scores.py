@@ -5,7 +5,7 @@
 
 The paper's: 100k WebVid clips x 625 assignments, 4 x 64 V100 x 12.5 h. All scores are kept, so
 labels for other weights (w_q, w_l) cost nothing. `net` is the LPIPS network: vgg, or alex where
-time is short.
+time is short. `search` walks the tree of beginnings; "brute_force" finds the same, clip by clip.
 """
 
 from evatok_jax.config import parse_arguments
@@ -20,7 +20,7 @@ def get_config(arg=None):
         tokenizer="",
         windows=100_000,
         net="vgg",
-        chunk=25,
+        batch=16,
         seed=0,
     )
     config = curation_config(args, "scores")

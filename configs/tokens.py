@@ -12,7 +12,7 @@ from evatok_jax.presets import curation_config
 
 def get_config(arg=None):
     args = parse_arguments(
-        arg, data="", split="train", tokenizer="", windows=0, flip=True, net="vgg", chunk=1, seed=0
+        arg, data="", split="train", tokenizer="", windows=0, batch=16, flip=True, net="vgg", seed=0
     )
     config = curation_config(args, "tokens")
     config.name = f"tokens-{args.split}"

@@ -16,22 +16,28 @@ from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.api import Tokenizer
+from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import shard_path, write_shard
 from evatok_jax.pretrained.lpips import load_lpips
 from evatok_jax.search.brute_force import BruteForce
+from evatok_jax.search.prefix_tree import PrefixTree
 from evatok_jax.storage.export import load_export
+
+
+SEARCHES = {"prefix_tree": PrefixTree, "brute_force": BruteForce}
 
 
 def scorer(config: ConfigDict, tokenizer: Tokenizer):
     """Scores of all assignments: columns lpips, psnr, mse, each [n, assignments]."""
-    search = BruteForce(
-        tokenizer.model,
-        tokenizer.params,
-        jax.device_put(load_lpips(config.lpips_net)),
-        config.lpips_net,
-        config.chunk,
-        tokenizer.multiple,
+    if config.search not in SEARCHES:
+        raise ValueError(f"unknown search {config.search!r}: {nearest(config.search, SEARCHES)}")
+    search = SEARCHES[config.search](
+        model=tokenizer.model,
+        params=tokenizer.params,
+        lpips_params=jax.device_put(load_lpips(config.lpips_net)),
+        net=config.lpips_net,
+        batch=config.batch_size,
     )
 
     def score(clips):

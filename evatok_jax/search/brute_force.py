@@ -1,12 +1,12 @@
 """Brute force over all assignments (EVATok sec. 3.2.2): every one is reconstructed and scored.
 
 Assignments are taken in order of total length and in chunks, so that a chunk shares one static size
-with little padding. The features of the original clip are computed once for all assignments.
+with little padding. The features of the original clip are computed once for all assignments. This
+asks nothing of the tokenizer; `prefix_tree` finds the same faster where both halves are causal.
 """
 
 from functools import partial
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,35 +17,29 @@ from evatok_jax.models.ragged import static_size
 from evatok_jax.models.tokenizer import Tokenizer
 from evatok_jax.pixels import to_model, to_uint8
 from evatok_jax.pretrained.lpips import lpips_distance, lpips_features
-
-
-@flax.struct.dataclass
-class Scores:
-    """float32 [n clips, assignments] each: LPIPS, PSNR in dB, MSE of pixels in [0, 1]."""
-
-    lpips: np.ndarray
-    psnr: np.ndarray
-    mse: np.ndarray
+from evatok_jax.search.scores import Scores
 
 
 class BruteForce:
     """Scores every assignment of every clip with a tokenizer in hand.
 
-    `chunk` assignments of one clip are reconstructed together. All compiled functions are kept, one
-    for each static size.
+    `batch` assignments of one clip are reconstructed together, in one of eight static sizes, each
+    of which is compiled once.
     """
 
-    def __init__(self, model: Tokenizer, params, lpips_params, net: str, chunk: int, multiple: int):
+    def __init__(self, model: Tokenizer, params, lpips_params, net: str, batch: int):
         self._params, self._lpips_params, self._net = params, lpips_params, net
         g = self._geometry = model.config.geometry
         self.assignments = all_assignments(g.levels, g.blocks)
         totals = self.assignments.sum(axis=1)
         order = np.argsort(totals, kind="stable")
         self._chunks = []
-        for first in range(0, len(order), chunk):
-            rows = order[first : first + chunk]
-            rows = np.pad(rows, (0, chunk - len(rows)), mode="edge")
-            size = static_size(int(totals[rows].max()), multiple, g.max_length)
+        for first in range(0, len(order), batch):
+            rows = order[first : first + batch]
+            rows = np.pad(rows, (0, batch - len(rows)), mode="edge")
+            size = static_size(
+                int(totals[rows].max()), max(g.max_length // 8, 1), g.max_length
+            )
             self._chunks.append((rows, size))
         self._features = jax.jit(self._original)
         self._score = jax.jit(partial(self._reconstruct, model), static_argnames="size")
@@ -92,4 +86,4 @@ class BruteForce:
             ]
             for rows, (distance, error) in pending:
                 lpips[n, rows], mse[n, rows] = distance, error
-        return Scores(lpips, -10.0 * np.log10(np.maximum(mse, 1e-10)).astype(np.float32), mse)
+        return Scores.of(lpips, mse)

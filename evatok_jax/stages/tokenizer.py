@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
 from evatok_jax.config import to_plain
@@ -97,6 +98,8 @@ class TokenizerStage(BaseStage):
         lengths = jnp.full((1, g.blocks), g.levels[0], jnp.int32)
         init = partial(self.model.init, size=g.blocks * g.levels[0])
         params = init(rng, video, lengths)["params"]
+        if self.config.model.position_init == "sincos":
+            params = _keys_like_queries(params)
         if self.config.codebook_start == "data":
             params = self._codes_from_data(params, batch, rng)
         return {"tokenizer": params}, {}
@@ -167,3 +170,14 @@ class TokenizerStage(BaseStage):
             description["router"] = self._router_export.config["router"]
             tree["router"] = self._router_export.params["router"]
         return "tokenizer", description, tree, {}
+
+
+def _keys_like_queries(params):
+    """Key projections that start equal to the query projections.
+
+    Between random ones, equal positions mean nothing. Between equal ones, and with sine-cosine
+    positions on both sides, each query starts by looking at its own place.
+    """
+    flat = flatten_dict(params)
+    start = {path: flat[(*path[:-2], "q", path[-1])] for path in flat if path[-2] == "k"}
+    return unflatten_dict(flat | start)

@@ -1,4 +1,4 @@
-"""Brute force equals a plain loop over assignments."""
+"""Brute force equals a plain loop over assignments, and the prefix tree equals both."""
 
 from functools import partial
 
@@ -12,6 +12,7 @@ from evatok_jax.models.build import build_tokenizer
 from evatok_jax.pixels import to_model, to_uint8
 from evatok_jax.pretrained.lpips import load_lpips, lpips
 from evatok_jax.search.brute_force import BruteForce
+from evatok_jax.search.prefix_tree import PrefixTree
 
 SMALL = {
     "frames": 8,
@@ -35,8 +36,11 @@ def test_against_a_plain_loop():
     lengths = jnp.array([[8, 8]])
     init = jax.jit(lambda key: model.init(key, to_model(clips[:1]), lengths, 64))
     params = init(jax.random.key(0))["params"]
-    search = BruteForce(model, params, network, "alex", chunk=3, multiple=64)
+    search = BruteForce(model, params, network, "alex", batch=3)
     found = search(clips)
+    tree = PrefixTree(model, params, network, "alex", batch=2)
+    for name, scores in vars(tree(clips)).items():
+        np.testing.assert_allclose(scores, getattr(found, name), atol=1e-5, err_msg=name)
     distance = jax.jit(partial(lpips, net="alex"))
     run = jax.jit(lambda v, n: model.apply({"params": params}, v, n, 64)[0])
     for index, lengths in enumerate(search.assignments):

@@ -24,7 +24,6 @@ from evatok_jax.search.brute_force import BruteForce
 from evatok_jax.search.prefix_tree import PrefixTree
 from evatok_jax.storage.export import load_export
 
-
 SEARCHES = {"prefix_tree": PrefixTree, "brute_force": BruteForce}
 
 

@@ -37,9 +37,7 @@ class BruteForce:
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             rows = np.pad(rows, (0, batch - len(rows)), mode="edge")
-            size = static_size(
-                int(totals[rows].max()), max(g.max_length // 8, 1), g.max_length
-            )
+            size = static_size(int(totals[rows].max()), max(g.max_length // 8, 1), g.max_length)
             self._chunks.append((rows, size))
         self._features = jax.jit(self._original)
         self._score = jax.jit(partial(self._reconstruct, model), static_argnames="size")

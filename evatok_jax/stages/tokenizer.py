@@ -179,5 +179,5 @@ def _keys_like_queries(params):
     positions on both sides, each query starts by looking at its own place.
     """
     flat = flatten_dict(params)
-    start = {path: flat[(*path[:-2], "q", path[-1])] for path in flat if path[-2] == "k"}
+    start = {path: flat[(*path[:-2], "q", path[-1])] for path in flat if "k" in path[-2:-1]}
     return unflatten_dict(flat | start)

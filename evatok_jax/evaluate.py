@@ -21,7 +21,11 @@ from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.bench import Bench, looked_up, protocol, routed, uniform
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
-from evatok_jax.evaluators.generation import generation_scores, unigram_entropy
+from evatok_jax.evaluators.generation import (
+    generation_scores,
+    unigram_entropy,
+    unigram_loss,
+)
 from evatok_jax.evaluators.reconstruction import at_budget, codebook_report
 from evatok_jax.models.sequence import PADDING, to_sequence
 from evatok_jax.pretrained.i3d import load_i3d
@@ -163,6 +167,7 @@ def _final(config: ConfigDict, workdir: Path) -> None:
             "protocol": protocol(config, bench.clips, len(bench.windows), models),
             "rows": rows,
             "codebook": codebook,
+            "codebook_train": _used_codes(read_table(config.tokens_train), tokenizer),
             "baselines": bench.baselines(lengths),
         },
     )
@@ -179,6 +184,13 @@ def _final(config: ConfigDict, workdir: Path) -> None:
         key=bench.clips.index["key"][batch["record"]],
         window=batch["window"],
     )
+
+
+def _used_codes(table, tokenizer: Tokenizer) -> dict:
+    """Usage of the codebook by a table of tokens: a few held-out windows cannot reach all codes."""
+    real = np.arange(table["codes"].shape[1]) < table["lengths"].sum(axis=1)[:, None]
+    size = tokenizer.config.codebook_size
+    return codebook_report(np.bincount(table["codes"][real], minlength=size))
 
 
 def _generation(config: ConfigDict, workdir: Path) -> None:
@@ -201,12 +213,18 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
         result |= generation_scores(
             video, batch["video"], jax.device_put(load_i3d()), config.resamples
         )
+    seen = None
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
-        result[split] = _token_loss(generator, grammar, read_table(path), config.batch_size)
+        ids, loss = _token_loss(generator, grammar, read_table(path), config.batch_size)
+        seen = ids if seen is None else seen
+        result[split] = {
+            "loss": loss,
+            "unigram_entropy": unigram_entropy(ids),
+            "unigram_loss": unigram_loss(ids, seen, grammar.vocab),
+            "tokens": len(ids),
+        }
     models = {"generator": generator.digest, "tokenizer": generator.tokenizer.digest}
     result |= {
-        "loss": result["test"]["loss"],
-        "unigram_entropy": result["test"]["unigram_entropy"],
         "guidance": config.guidance,
         "classes": clips.classes,
         "protocol": protocol(config, clips, real_count, models),
@@ -221,8 +239,8 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     )
 
 
-def _token_loss(generator: Generator, grammar, table, batch_size: int) -> dict:
-    """Mean next-token loss over a table, and the entropy of its tokens' frequencies, in nats."""
+def _token_loss(generator: Generator, grammar, table, batch_size: int) -> tuple:
+    """The tokens of a table's sequences, and the mean next-token loss over them in nats."""
     clips = len(table["codes"])
     lengths = jnp.asarray(table["lengths"], jnp.int32)
     codes = jnp.asarray(table["codes"], jnp.int32)
@@ -237,12 +255,7 @@ def _token_loss(generator: Generator, grammar, table, batch_size: int) -> dict:
         loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real))
         total += float(loss) * (real != PADDING).sum()
     tokens = ids[kind != PADDING]
-    return {
-        "loss": total / len(tokens),
-        "unigram_entropy": unigram_entropy(tokens),
-        "clips": clips,
-        "tokens": len(tokens),
-    }
+    return tokens, total / len(tokens)
 
 
 def write_arrays(path: Path, **arrays) -> None:

@@ -305,6 +305,7 @@ def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
         exports=(final, "{workdir}/uniform/export", proxy),
         fixed=(0, s.level, 0),
         router=router,
+        tokens_train="{workdir}/tokens-train/table",
     )
     job(
         "evaluate-generation",

@@ -34,3 +34,14 @@ def unigram_entropy(ids: np.ndarray) -> float:
     counts = np.unique(ids, return_counts=True)[1]
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def unigram_loss(ids: np.ndarray, seen: np.ndarray, vocab: int) -> float:
+    """Cross-entropy in nats of ids under the frequencies of `seen` ids, each counted once more.
+
+    What a model that knows nothing but the frequencies of its training tokens loses on others; the
+    entropy of a few held-out tokens' own frequencies would lie below it, and lower the fewer they
+    are.
+    """
+    counts = np.bincount(seen.ravel(), minlength=vocab) + 1.0
+    return float(-np.log(counts / counts.sum())[ids.ravel()].mean())

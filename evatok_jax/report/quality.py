@@ -89,7 +89,9 @@ def headline(run: Results) -> Html:
     note = "needs an evaluation"
     if book:
         size, perplexity = value(book, "size"), value(book, "perplexity")
-        note = f"of {fixed(size)} codes; perplexity {fixed(perplexity)}"
+        note = f"of {fixed(size)} codes, by held-out windows; perplexity {fixed(perplexity)}"
+        train = value((run.final or {}).get("codebook_train"), "usage")
+        note += f"; by training windows {percent(train, 0)}" if train is not None else ""
     facts.append(("Codebook used", percent(value(book, "usage"), 0), note))
     if ranks:
         note = f"best fixed assignment: {percent(value(ranks, 'best_fixed'))}"

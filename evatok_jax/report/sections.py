@@ -197,10 +197,19 @@ def generation_section(run: Results) -> Html:
 def _generation_numbers(found: Mapping | None) -> Html:
     if found is None:
         return missing("the generator's numbers", "evaluate-generation/generation.json")
-    loss, unigram = value(found, "loss"), value(found, "unigram_entropy")
+    train, test = found.get("train"), found.get("test")
     blocks = " · ".join(f"{n:.0f}" for n in found.get("tokens_per_block", ()))
     facts = [
-        ("Loss", fixed(loss, 3), f"nats a token; unigram entropy: {fixed(unigram, 3)}"),
+        (
+            "Held-out loss",
+            fixed(value(test, "loss"), 3),
+            f"nats a token; token frequencies alone: {fixed(value(test, 'unigram_loss'), 3)}",
+        ),
+        (
+            "Training loss",
+            fixed(value(train, "loss"), 3),
+            f"nats a token; unigram entropy: {fixed(value(train, 'unigram_entropy'), 3)}",
+        ),
         ("Tokens", fixed(value(found, "tokens"), 0), f"mean of a clip; by block: {blocks or DASH}"),
     ]
     if value(found, "gfvd") is None:
@@ -225,7 +234,8 @@ def training_section(run: Results) -> Html:
         if not jobs:
             parts.append(missing(f"training of: {title.lower()}", "metrics.jsonl"))
             continue
-        unigram = value(run.generation, "unigram_entropy") if kind == "generator" else None
+        tokens = (run.generation or {}).get("train") if kind == "generator" else None
+        unigram = value(tokens, "unigram_entropy")
         charts = [
             _panel(jobs, name, label, unigram if name == f"loss/{kind}" else None)
             for name, label in panels

@@ -116,7 +116,14 @@ def workdir(tmp_path):
         key=keys,
         window=np.zeros(6, int),
     )
-    found = {"protocol": protocol, "samples": 6, "loss": 2.0, "classes": [EVIL, "running"]}
+    losses = {"loss": 2.0, "unigram_entropy": 3.0, "unigram_loss": 3.5}
+    found = {
+        "train": losses,
+        "test": losses,
+        "protocol": protocol,
+        "samples": 6,
+        "classes": [EVIL, "running"],
+    }
     write(w / "evaluate-generation/generation.json", found)
     labels = np.array([0, 0, 0, 1, 1, 1])
     np.savez(w / "evaluate-generation/samples.npz", video=clips, label=labels, lengths=lengths)

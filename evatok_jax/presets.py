@@ -80,7 +80,7 @@ def tokenizer_config(args) -> ConfigDict:
                 entropy=0.02,
                 lpips_net="vgg",
                 lpips_frames=1 if little else 0,  # random frames of a clip; 0 is all
-                lpips_clips=args.batch // 2 if little else 0,  # clips of a batch; 0 is all
+                lpips_clips=max(args.batch // 4, 1) if little else 0,  # clips of a batch; 0 is all
             ),
             optim=dict(
                 tokenizer=default_optim(
@@ -231,7 +231,7 @@ SCALES = {
         generator="mini",
         batch=4,
         strata=5,
-        proxy_steps=4000,
+        proxy_steps=3600,
         final_steps=1200,
         router_steps=400,
         generator_steps=800,

@@ -78,7 +78,7 @@ class Clips:
         """Names of the classes; a single one where the source has none."""
         return self.manifest["classes"]
 
-    def usable(self) -> Int[np.ndarray, "n"]:
+    def usable(self) -> Int[np.ndarray, " n"]:
         """Records that are long enough for a clip; the log tells how many are not.
 
         Raises ValueError where there is none.

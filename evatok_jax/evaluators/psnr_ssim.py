@@ -13,14 +13,14 @@ _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _CHUNK_VALUES = 2**22  # pixels times channels that are looked at together
 
 
-def psnr(a: UInt8[Array, "n t h w 3"], b: UInt8[Array, "n t h w 3"]) -> Float[Array, "n"]:
+def psnr(a: UInt8[Array, "n t h w 3"], b: UInt8[Array, "n t h w 3"]) -> Float[Array, " n"]:
     """PSNR in dB from the mean squared error of the whole clip (LARP), at most 100."""
     difference = a.astype(jnp.float32) - b.astype(jnp.float32)
     error = jnp.mean(jnp.square(difference / 255), axis=(1, 2, 3, 4))
     return -10 * jnp.log10(jnp.maximum(error, 10 ** (-PSNR_OF_EQUAL / 10)))
 
 
-def ssim(a: UInt8[Array, "n t h w 3"], b: UInt8[Array, "n t h w 3"]) -> Float[Array, "n"]:
+def ssim(a: UInt8[Array, "n t h w 3"], b: UInt8[Array, "n t h w 3"]) -> Float[Array, " n"]:
     """SSIM (Wang et al. 2004) of every frame and colour channel, averaged over both.
 
     Gaussian window of 11x11 pixels with sigma 1.5, at all places where it fits wholly; K1 = 0.01,
@@ -51,14 +51,14 @@ def ssim(a: UInt8[Array, "n t h w 3"], b: UInt8[Array, "n t h w 3"]) -> Float[Ar
 
 def clip_psnr(
     a: UInt8[np.ndarray, "n t h w 3"], b: UInt8[np.ndarray, "n t h w 3"]
-) -> Float[np.ndarray, "n"]:
+) -> Float[np.ndarray, " n"]:
     """`psnr` of any number of clips."""
     return in_chunks(_psnr, _chunk(a), a, b)
 
 
 def clip_ssim(
     a: UInt8[np.ndarray, "n t h w 3"], b: UInt8[np.ndarray, "n t h w 3"]
-) -> Float[np.ndarray, "n"]:
+) -> Float[np.ndarray, " n"]:
     """`ssim` of any number of clips."""
     return in_chunks(_ssim, _chunk(a), a, b)
 

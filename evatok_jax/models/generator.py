@@ -81,8 +81,8 @@ class GeneratorConfig:
 
 
 def drop(
-    x: Float[Array, "b *n"], rate: float, keys: Key[Array, " b"] | None
-) -> Float[Array, "b *n"]:
+    x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None
+) -> Float[Array, "b ..."]:
     """Dropout with one key per sample, so that it does not depend on its place in the batch."""
     if keys is None or rate == 0:
         return x

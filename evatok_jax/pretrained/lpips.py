@@ -111,7 +111,7 @@ def lpips_distance(
     params: Params,
     features_a: list[Float[Array, "n _h _w _c"]],
     features_b: list[Float[Array, "n _h _w _c"]],
-) -> Float[Array, "n"]:
+) -> Float[Array, " n"]:
     """LPIPS between images given by their `lpips_features`; 0 for equal ones, float32."""
     total = 0.0
     for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
@@ -127,7 +127,7 @@ def lpips(
     b: Float[Array, "n h w 3"],
     net: Net,
     dtype: DTypeLike = jnp.float32,
-) -> Float[Array, "n"]:
+) -> Float[Array, " n"]:
     """LPIPS v0.1 between images with pixels in [-1, 1], one number a pair."""
     features = partial(lpips_features, params, net=net, dtype=dtype)
     return lpips_distance(params, features(a), features(b))

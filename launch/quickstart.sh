@@ -12,5 +12,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+installed=$SECONDS
 evatok assets
+export EVATOK_BEFORE="install=$installed assets=$((SECONDS - installed))"
 python -m evatok_jax.main --config=configs/pipeline.py --workdir="$workdir"

@@ -1,6 +1,6 @@
 """Evaluation of what a pipeline made; `task` is curves, final or generation.
 
-The pipeline fills in the paths: configs/pipeline.py lists what each task needs.
+The pipeline fills in the paths: `presets.pipeline_jobs` shows what each task needs.
 """
 
 from ml_collections import ConfigDict
@@ -10,14 +10,16 @@ from evatok_jax.presets import run_section
 
 
 def get_config(arg=None):
-    args = parse_arguments(arg, task="curves", data="", windows=0, fvd=True, batch=16, seed=0)
+    args = parse_arguments(
+        arg, task="curves", data="", split="test", windows=0, fvd=True, batch=16, seed=0
+    )
     return ConfigDict(
         dict(
             job="evaluate",
             name=f"evaluate-{args.task}",
             task=args.task,
             seed=args.seed,
-            data=dict(path=args.data, split="test"),
+            data=dict(path=args.data, split=args.split),
             windows=args.windows,
             batch_size=args.batch,
             fvd=args.fvd,

@@ -6,7 +6,8 @@
 
 `scale=quick`: the four embedded clips, 32 x 32 pixels, 81 assignments, "tiny" models; 15 minutes
 on two cores. `scale=mini64`: all 625 assignments and "mini" models on mini-UCF; some hours on two
-cores. A finished job is not run again, and an unfinished one continues.
+cores. `source=folder` needs `classes=N`. A finished job is not run again, and an unfinished one
+continues.
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +17,6 @@ from evatok_jax.presets import pipeline_jobs, run_section
 
 
 def get_config(arg=None):
-    args = parse_arguments(arg, scale="quick", source="samples", videos="")
-    jobs = pipeline_jobs(args.scale, args.source, args.videos)
+    args = parse_arguments(arg, scale="quick", source="samples", videos="", classes=0)
+    jobs = pipeline_jobs(args.scale, args.source, args.videos, args.classes)
     return ConfigDict(dict(job="pipeline", name="pipeline", jobs=jobs, run=run_section(1)))

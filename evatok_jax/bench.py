@@ -48,15 +48,36 @@ class Bench:
         self.assignments = all_assignments(g.levels, g.blocks)
         self.i3d = jax.device_put(load_i3d()) if config.fvd else None
 
-    def batches(self):
-        """Batches of the windows, under a progress bar."""
-        size = self.config.batch_size
-        batches = eval_clips(self.clips, min(size, len(self.windows)), self.windows)
-        total = -(-len(self.windows) // size)
+    def rows(self, records: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Places of windows, given by record and first frame, among those of the bench.
+
+        Raises ValueError where some are not among them.
+        """
+        place = {tuple(window): row for row, window in enumerate(self.windows.tolist())}
+        wanted = list(zip(records.tolist(), starts.tolist(), strict=True))
+        absent = [window for window in wanted if window not in place]
+        if absent:
+            raise ValueError(
+                f"{len(absent)} windows of the table (the first: record {absent[0][0]}, frame "
+                f"{absent[0][1]}) are not among the {len(place)} evaluated ones: set windows=0"
+            )
+        return np.array([place[window] for window in wanted])
+
+    def batches(self, rows: np.ndarray | None = None):
+        """Batches of the windows, or of some rows of them, under a progress bar."""
+        windows = self.windows if rows is None else self.windows[rows]
+        size = min(self.config.batch_size, len(windows))
+        batches = eval_clips(self.clips, size, windows)
+        total = -(-len(windows) // size)
         return tqdm(batches, total=total, desc=self.config.name, unit="batch", dynamic_ncols=True)
 
-    def run(self, rules: dict[str, Rule], tokenizer: Tokenizer | None = None) -> Evaluation:
-        """Scores of a tokenizer under rules."""
+    def run(
+        self,
+        rules: dict[str, Rule],
+        tokenizer: Tokenizer | None = None,
+        rows: np.ndarray | None = None,
+    ) -> Evaluation:
+        """Scores of a tokenizer under rules, on all windows or on some rows of them."""
         tokenizer = tokenizer or self.tokenizer
 
         def reconstruct(clips, lengths):
@@ -66,7 +87,7 @@ class Bench:
             return tokenizer.decode(tokens), counts
 
         size = tokenizer.config.codebook_size
-        return evaluate_rules(self.batches(), rules, reconstruct, size, self.i3d)
+        return evaluate_rules(self.batches(rows), rules, reconstruct, size, self.i3d)
 
     def baselines(self, lengths: np.ndarray) -> list[dict]:
         """Baselines that spend as many bits a clip as these lengths do."""
@@ -108,13 +129,18 @@ def uniform(level: int, blocks: int) -> Rule:
     return lambda clips, rows: np.full((len(clips), blocks), level, np.int32)
 
 
-def routed(router: Router) -> Rule:
-    """The most likely assignment of each clip."""
-    return lambda clips, rows: router.route(clips)
+def looked_up(lengths: np.ndarray) -> Rule:
+    """Lengths known beforehand, a row for each window."""
+    return lambda clips, rows: lengths[rows]
 
 
-def looked_up(lengths, rows, count: int, geometry) -> Rule:
-    """Lengths known for some windows only; the others get the shortest and are not looked at."""
-    table = np.full((count, geometry.blocks), geometry.levels[0], np.int32)
-    table[rows] = lengths
-    return lambda clips, index: table[index]
+class Routed:
+    """The most likely assignment of each clip; `top` [windows, 5] keeps the five likeliest."""
+
+    def __init__(self, router: Router, windows: int):
+        self._router, self.top = router, np.zeros((windows, 5), int)
+
+    def __call__(self, clips: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        order = np.argsort(-self._router.scores(clips), axis=1, kind="stable")
+        self.top[rows] = order[:, :5]
+        return self._router.assignments[order[:, 0]]

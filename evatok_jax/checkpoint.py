@@ -12,13 +12,13 @@ from orbax.checkpoint import v1 as ocp
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir, or, with `own` false, of another's, only to be read."""
 
-    def __init__(self, workdir: Path, keep: int = 2):
+    def __init__(self, workdir: Path, keep: int = 2, own: bool = True):
         self._inner = ocp.training.Checkpointer(
             (workdir / "checkpoints").absolute(),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=own,
         )
 
     @property

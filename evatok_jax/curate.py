@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from evatok_jax.api import Tokenizer
 from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import shard_path, write_shard
+from evatok_jax.interrupt import Interrupt
 from evatok_jax.pretrained.lpips import load_lpips
 from evatok_jax.search.brute_force import BruteForce
 from evatok_jax.search.prefix_tree import PrefixTree
@@ -78,13 +80,14 @@ def choose(clips: Clips, count: int, seed: int) -> np.ndarray:
 
 def curate(config: ConfigDict, workdir: Path) -> None:
     """Runs the map that the config names over the windows it asks for, shard by shard."""
-    workdirs.claim(workdir, config)
+    if config.map not in MAPS:
+        raise ValueError(f"unknown map {config.map!r}: {nearest(config.map, MAPS)}")
+    export = load_export(config.tokenizer)
+    workdirs.claim(workdir, config, {"tokenizer": export.digest})
     if workdirs.finished(workdir):
         logging.info("%s is finished", workdir)
         return
-    tokenizer = Tokenizer(load_export(config.tokenizer), config.batch_size)
-    if config.router:
-        tokenizer.use_router(config.router)
+    tokenizer = Tokenizer(export, config.batch_size)
     g = tokenizer.geometry
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = choose(clips, config.windows, config.seed)
@@ -92,6 +95,7 @@ def curate(config: ConfigDict, workdir: Path) -> None:
     shards = -(-len(windows) // config.shard_size)
     function = MAPS[config.map](config, tokenizer)
     table, began, done = workdir / "table", time.time(), 0
+    interrupt = Interrupt()
     own = range(jax.process_index(), shards, jax.process_count())
     for shard in tqdm(own, desc=config.name, unit="shard", dynamic_ncols=True):
         if shard_path(table, shard).exists():
@@ -108,9 +112,14 @@ def curate(config: ConfigDict, workdir: Path) -> None:
         columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         write_shard(table, shard, columns)
         done += len(rows)
+        if interrupt(shard) and shard != own[-1]:
+            logging.info("stopped by a signal after shard %d; start again to continue", shard)
+            return
     seconds = time.time() - began
     logging.info("%s: %d clips in %.0f s", config.name, done, seconds)
-    if jax.process_count() == 1:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(config.name)  # all shards are there
+    if jax.process_index() == 0:
         workdirs.write_json(
             workdir / "done.json",
             {"clips": len(windows), "clips_of_last_run": done, "seconds_of_last_run": seconds},

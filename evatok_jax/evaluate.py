@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.allocation import reward as rewards
-from evatok_jax.allocation.assignments import assignment_index
 from evatok_jax.api import Generator, Router, Tokenizer
-from evatok_jax.bench import Bench, looked_up, protocol, routed, uniform
+from evatok_jax.bench import Bench, Routed, looked_up, protocol, uniform
+from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.evaluators.generation import (
@@ -34,6 +34,8 @@ from evatok_jax.storage.export import load_export
 
 def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Runs the task that the config names."""
+    if config.task not in TASKS:
+        raise ValueError(f"unknown task {config.task!r}: {nearest(config.task, TASKS)}")
     workdirs.claim(workdir, config)
     if workdirs.finished(workdir):
         logging.info("%s is finished", workdir)
@@ -50,67 +52,57 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
         w_q: Router(load_export(path)) for w_q, path in zip(config.w_q, config.routers, strict=True)
     }
     rules = {f"{level} a block": uniform(level, g.blocks) for level in g.levels}
-    rules |= {f"w_q {w_q}": routed(router) for w_q, router in routers.items()}
+    routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
+    found = bench.run(rules | routed)
     # The search has seen only some windows: the rule that it stands for is measured on those.
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
-    place = {(int(r), int(w)): n for n, (r, w) in enumerate(bench.windows)}
-    rows = np.array(
-        [place[int(r), int(w)] for r, w in zip(table["record"], table["window"], strict=True)]
-    )
+    rows = bench.rows(table["record"], table["window"])
     best = {}
     for w_q in config.w_q:
         reward = rewards.proxy_reward(table["lpips"], bench.assignments, norm, w_q, 2.0 - w_q)
-        best[w_q] = rewards.labels(reward)
-        rules[f"best of the search, w_q {w_q}"] = looked_up(
-            bench.assignments[best[w_q]], rows, len(bench.windows), g
-        )
-    found = bench.run(rules)
-    everywhere = [name for name in rules if not name.startswith("best")]
+        lengths = bench.assignments[rewards.labels(reward)]
+        best[f"best of the search, w_q {w_q}"] = looked_up(lengths)
+    searched = bench.run(best, rows=rows)
 
-    def points(kind, subset=slice(None)):
-        return [
-            found.rules[name].point(name, found.real, subset, config.resamples)
-            for name in rules
-            if kind(name)
-        ]
+    def points(names, subset=slice(None)):
+        return [found.rules[n].point(n, found.real, subset, config.resamples) for n in names]
 
-    def is_uniform(name):
-        return name.endswith("a block")
-
-    curves = {
-        "uniform": points(is_uniform),
-        "router": points(lambda n: n.startswith("w_q")),
-    }
-    searched = {
-        "uniform": points(is_uniform, rows),
-        "router": points(lambda n: n.startswith("w_q"), rows),
-        "max_proxy_reward": points(lambda n: n.startswith("best"), rows),
+    curves = {"uniform": points(rules), "router": points(routed)}
+    alike = {
+        "uniform": points(rules, rows),
+        "router": points(routed, rows),
+        "max_proxy_reward": [
+            searched.rules[n].point(n, searched.real, resamples=config.resamples) for n in best
+        ],
     }
     middle = f"{g.levels[len(g.levels) // 2]} a block"
     main = 1.2 if 1.2 in routers else next(iter(routers))  # the paper's weights
     percentiles = {
-        str(w_q): _percentiles(bench, table, norm, w_q, found.rules[f"w_q {w_q}"].lengths[rows])
+        str(w_q): _percentiles(bench, table, norm, w_q, routed[f"w_q {w_q}"].top[rows])
         for w_q in routers
     }
+    budgets = [g.blocks * level for level in g.levels[1:-1]]
+    net = workdirs.read_json(Path(config.scores_test).parent / "config.json")["lpips_net"]
     result = {
         "protocol": protocol(
             config,
             bench.clips,
             len(bench.windows),
             {"tokenizer": tokenizer.digest} | {f"router {w}": r.digest for w, r in routers.items()},
-            [f"max-proxy-reward on {len(rows)} of the windows, chosen at random"],
+            [
+                f"max-proxy-reward on {len(rows)} of the windows, chosen at random",
+                f"rewards: LPIPS-{net}, normalised by {len(train['lpips'])} training windows",
+            ],
         ),
-        "curves": {**curves, "max_proxy_reward": searched["max_proxy_reward"]},
-        "curves_where_searched": searched,
-        "budgets": _budgets(curves, [g.blocks * level for level in g.levels[1:-1]]),
-        "budgets_where_searched": _budgets(searched, [g.blocks * n for n in g.levels[1:-1]]),
+        "curves": {**curves, "max_proxy_reward": alike["max_proxy_reward"]},
+        "curves_where_searched": alike,
+        "budgets": _budgets(curves, budgets),
+        "budgets_where_searched": _budgets(alike, budgets),
         "percentiles": percentiles[str(main)],
         "percentiles_by_w_q": percentiles,
         "codebook": codebook_report(found.codes_used),
         "baselines": bench.baselines(found.rules[middle].lengths),
-        "baselines_beside": found.rules[middle].point(middle, resamples=0),
-        "rules": everywhere,
     }
     workdirs.write_json(workdir / "curves.json", result)
 
@@ -127,20 +119,24 @@ def _budgets(curves: dict, budgets) -> list[dict]:
     return result
 
 
-def _percentiles(bench, table, norm, w_q: float, lengths: np.ndarray) -> dict:
-    """Proxy-reward percentiles of the router and of what it must beat (EVATok Eq. 8, Table 8)."""
-    assignments, levels = bench.assignments, bench.tokenizer.geometry.levels
+def _percentiles(bench, table, norm, w_q: float, top: np.ndarray) -> dict:
+    """Proxy-reward percentiles of the router and of what it must beat (EVATok Eq. 8, Table 8).
+
+    `top` [n, 5] are the router's likeliest assignments.
+    """
+    assignments = bench.assignments
     reward = rewards.proxy_reward(table["lpips"], assignments, norm, w_q, 2.0 - w_q)
     fixed = rewards.best_fixed(reward)
-    chosen = assignment_index(lengths, levels)
+    right = top == rewards.labels(reward)[:, None]
     return {
-        "router": rewards.percentile(reward, chosen),
+        "router": rewards.percentile(reward, top[:, 0]),
         "best_fixed": rewards.percentile(reward, np.full(len(reward), fixed)),
         "best_fixed_lengths": assignments[fixed].tolist(),
         "best_uniform_per_clip": rewards.percentile(
             reward, rewards.best_uniform(reward, assignments)
         ),
-        "top1": float((chosen == rewards.labels(reward)).mean()),
+        "top1": float(right[:, 0].mean()),
+        "top5": float(right.any(axis=1).mean()),
         "clips": len(reward),
     }
 
@@ -154,7 +150,8 @@ def _final(config: ConfigDict, workdir: Path) -> None:
         model = Tokenizer(load_export(path), config.batch_size)
         if model.router is None and config.router:
             model.use_router(config.router)
-        rule = uniform(level, g.blocks) if level else routed(model.router)
+        count = len(bench.windows)
+        rule = uniform(level, g.blocks) if level else Routed(model.router, count)
         found = bench.run({name: rule}, model)
         rows.append(found.rules[name].point(name, found.real, resamples=config.resamples))
         models[name] = model.digest
@@ -172,8 +169,8 @@ def _final(config: ConfigDict, workdir: Path) -> None:
         },
     )
     order = np.argsort(lengths.sum(axis=1), kind="stable")
-    half = min(config.strips // 2, len(order) // 2)
-    picked = np.concatenate([order[:half], order[len(order) - half :]])
+    half = max(config.strips // 2, 1)
+    picked = np.concatenate([order[:half], order[half:][-half:]])  # the cheapest, the dearest
     batch = next(eval_clips(bench.clips, len(picked), bench.windows[picked]))
     write_arrays(
         workdir / "strips.npz",
@@ -197,22 +194,18 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     """Samples by class, their gFVD, and the loss on held-out tokens beside the unigram entropy."""
     generator = Generator(load_export(config.generator), config.batch_size)
     g, grammar = generator.tokenizer.geometry, generator.config.grammar
+    # As LARP has it: real clips are drawn, their classes condition the samples.
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
-    count = config.samples
-    classes = np.arange(count) % generator.config.num_classes
+    windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
+    real = next(eval_clips(clips, len(windows), windows))
+    classes = real["label"] if generator.config.num_classes > 1 else np.zeros(len(windows), int)
     tokens = generator.sample_tokens(classes, config.seed, config.guidance)
     video = generator.tokenizer.decode(tokens)
-    result = {"samples": count, "tokens": float(tokens.lengths.sum(axis=1).mean())}
+    result = {"samples": len(video), "tokens": float(tokens.lengths.sum(axis=1).mean())}
     result["tokens_per_block"] = tokens.lengths.mean(axis=0).tolist()
-    real_count = 0
     if config.fvd:
-        windows = clips.windows()
-        windows = np.random.default_rng(config.seed).permutation(windows)[:count]
-        batch = next(eval_clips(clips, len(windows), windows))
-        real_count = len(windows)
-        result |= generation_scores(
-            video, batch["video"], jax.device_put(load_i3d()), config.resamples
-        )
+        i3d = jax.device_put(load_i3d())
+        result |= generation_scores(video, real["video"], i3d, config.resamples)
     seen = None
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
         ids, loss = _token_loss(generator, grammar, read_table(path), config.batch_size)
@@ -227,7 +220,7 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     result |= {
         "guidance": config.guidance,
         "classes": clips.classes,
-        "protocol": protocol(config, clips, real_count, models),
+        "protocol": protocol(config, clips, len(windows), models),
     }
     workdirs.write_json(workdir / "generation.json", result)
     shown = slice(0, config.shown)

@@ -41,7 +41,7 @@ def run(argv) -> None:
     del argv
     logging.set_verbosity(logging.INFO)
     quiet_libraries()
-    if "COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
     try:
         config = load_config(CONFIG.value)

@@ -20,6 +20,7 @@ from evatok_jax.report import write_report
 
 def pipeline(config: ConfigDict, workdir: Path) -> None:
     """Runs the jobs that the config lists; raises ChildProcessError where one fails."""
+    workdir = workdir.resolve()  # the jobs' configs name paths in it, however it is spelt today
     workdirs.claim(workdir, config)
     timing = workdir / "timing.json"
     seconds = seconds_before() | {row["name"]: row["seconds"] for row in read_timing(timing)}
@@ -30,9 +31,9 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
             began = time.time()
             ended = run(job, folder, workdir)
             seconds[job["name"]] = seconds.get(job["name"], 0.0) + time.time() - began
-            rows = [
-                {"name": n, "seconds": round(s, 1), "status": "done"} for n, s in seconds.items()
-            ]
+            rows = [{"name": n, "seconds": round(s, 1)} for n, s in seconds.items()]
+            rows = [row | {"status": "done"} for row in rows]
+            rows[-1]["status"] = "done" if ended else "stopped"
             workdirs.write_json(timing, rows)
             if not ended:
                 print("stopped; start the same command again to continue", flush=True)
@@ -42,7 +43,7 @@ def pipeline(config: ConfigDict, workdir: Path) -> None:
     page = write_report(workdir)
     seconds["report"] = time.time() - began
     print(table(seconds))
-    print(f"report: {page.resolve()}")
+    print(f"report: {page}")
 
 
 def run(job, folder: Path, workdir: Path) -> bool:
@@ -60,17 +61,24 @@ def run(job, folder: Path, workdir: Path) -> bool:
     command += [f"--config={fill(job['config'])}", f"--workdir={folder}"]
     command += [f"--set={key}={json.dumps(fill(value))}" for key, value in job["set"].items()]
     # Jobs share many programs (metric networks, encoders): what one compiled, the next one loads.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.resolve() / "compiled")}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled")}
     job_process = subprocess.Popen(command, env=cache | os.environ)
-    # A job saves when it is asked to stop: it gets the request, and this process waits for it.
-    before = signal.signal(signal.SIGTERM, lambda *_: job_process.terminate())
+    asked = False
+
+    def stop(*_):
+        """Jobs that learn save when they are asked to stop: pass it on, and wait for them."""
+        nonlocal asked
+        asked = True
+        job_process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         code = job_process.wait()
     except KeyboardInterrupt:  # the terminal has told the job as well
-        code = job_process.wait()
+        asked, code = True, job_process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-    if code:
+    if code and not asked:
         raise ChildProcessError(
             f"job {job['name']!r} ended with {code}; its message is above. Start the same command "
             "again to continue after it is mended"

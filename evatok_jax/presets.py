@@ -245,10 +245,19 @@ SCALES = {
 }
 
 
-def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
-    """The jobs in order: {"name", "config", "set"}; {workdir} stands for the pipeline's folder."""
+CLASSES = {"samples": 1, "ucf_mini": 11, "ucf101": 101}
+
+
+def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> list[dict]:
+    """The jobs in order: {"name", "config", "set"}; {workdir} stands for the pipeline's folder.
+
+    Raises ValueError for an unknown scale, or where the classes of a source are not known.
+    """
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
+    classes = classes or CLASSES.get(source, 0)
+    if not classes:
+        raise ValueError(f"give classes=N: how many folders of source={source!r} are classes")
     s = ConfigDict(SCALES[scale])
     data = "{workdir}/data/clips"
     proxy, final = "{workdir}/proxy/export", "{workdir}/final/export"
@@ -282,7 +291,6 @@ def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
     for split in ("train", "test"):
         flip = "true" if split == "train" else "false"
         job(f"tokens-{split}", f"tokens.py:data={data},split={split},tokenizer={final},flip={flip}")
-    classes = 11 if source == "ucf_mini" else 101 if source == "ucf101" else 1
     job(
         "generator",
         f"generator.py:tokenizer={final},tokens={{workdir}}/tokens-train/table,classes={classes},"
@@ -309,7 +317,7 @@ def pipeline_jobs(scale: str, source: str, videos: str) -> list[dict]:
     )
     job(
         "evaluate-generation",
-        f"evaluate.py:task=generation,data={data}",
+        f"evaluate.py:task=generation,data={data},split=train",
         generator="{workdir}/generator/export",
         tokens_train="{workdir}/tokens-train/table",
         tokens_test="{workdir}/tokens-test/table",

@@ -55,3 +55,10 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a global batch as global arrays."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def to_host(tree, mesh: Mesh):
+    """NumPy copies of global arrays, on every process."""
+    if jax.process_count() > 1:
+        tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return jax.device_get(tree)

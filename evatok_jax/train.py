@@ -7,7 +7,6 @@ global record index. A run that was killed therefore continues to the bit on the
 versions.
 """
 
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from evatok_jax import sharding
 from evatok_jax import workdir as workdirs
 from evatok_jax.checkpoint import Checkpoints, compare_trees
+from evatok_jax.config import nearest
+from evatok_jax.interrupt import Interrupt
 from evatok_jax.stages.stage import Stage, load_stage
 from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.writers import MetricWriter
@@ -149,15 +149,18 @@ def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) 
         logging.info("start: checkpoint of this workdir, step %d", checkpoints.latest)
         return checkpoints.restore(checkpoints.latest, like, shardings)
     if run.resume:
-        other = Checkpoints(Path(run.resume))
+        other = Checkpoints(Path(run.resume), own=False)
         if other.latest is None:
             raise FileNotFoundError(f"run.resume={run.resume}: no checkpoint there")
+        workdirs.check_same_data(Path(run.resume), config)
         logging.info("start: run.resume=%s, step %d", run.resume, other.latest)
         return other.restore(other.latest, like, shardings)
     state = fresh()
     if run.init_from:
         export = load_export(run.init_from)
         group = run.init_group or next(iter(state.params))
+        if group not in state.params:
+            raise ValueError(f"run.init_group={group!r}: {nearest(group, state.params)}")
         mismatch = compare_trees(state.params[group], export.params.get(group, {}))
         if mismatch:
             raise ValueError(
@@ -173,41 +176,22 @@ def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) 
     return state
 
 
-class Interrupt:
-    """Turns SIGTERM and SIGINT into a question that the loop asks between steps."""
-
-    def __init__(self):
-        self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        if self._asked:  # a second one does not wait
-            signal.default_int_handler(number, frame)
-        self._asked = True
-
-    def __call__(self, step: int) -> bool:
-        """Whether to stop after this step; on several hosts they agree on the step."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
-
-
 def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage that the config names until `run.steps`, or until a signal asks to stop."""
     run, began = config.run, time.time()
-    workdirs.claim(workdir, config)
-    if workdirs.finished(workdir):
+    stage = load_stage(config)
+    workdirs.claim(workdir, config, stage.inputs)
+    done = workdirs.finished(workdir)
+    if done and done["step"] >= run.steps:
         logging.info("%s is finished", workdir)
         return
-    stage = load_stage(config)
     optimizers = stage.optimizers(run.steps)
     rng = jax.random.key(config.seed)
     mesh = sharding.make_mesh(run.mesh.data, run.mesh.fsdp)
     frozen = jax.device_put(stage.load_frozen(), sharding.replicated(mesh))
 
     def complete(batch, step):
-        """The batch on the devices, with what the stage adds to it, and its static sizes."""
+        """The batch on the devices with what the stage adds to it, and a call for its sizes."""
         batch = sharding.put_batch(batch, mesh)
         return stage.prepare(frozen, batch, jax.random.fold_in(rng, step))
 
@@ -234,12 +218,12 @@ def train(config: ConfigDict, workdir: Path) -> None:
         bar = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True, desc=config.name)
         upcoming = complete(next(batches), step)
         while step < run.steps:
-            batch, static = upcoming
+            (batch, static), step = upcoming, step + 1
+            key = static()
+            # Queued before the step, so that its sizes are known while the step still runs.
+            upcoming = complete(next(batches), step) if step < run.steps else None
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = steps(step, static)(state, frozen, batch, rng)
-            step += 1
-            if step < run.steps:
-                upcoming = complete(next(batches), step)
+                state, metrics = steps(step - 1, key)(state, frozen, batch, rng)
             report(pending, writer, bar, config, began)
             pending = (step, metrics) if step % run.log_every == 0 or step == run.steps else None
             bar.update()
@@ -253,7 +237,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             ):
                 report(pending, writer, bar, config, began)
                 pending = None
-                guard(state, metrics, step)
+                guard(metrics, step)
                 checkpoints.save(step, state)
                 last_save = time.time()
             if stopping:
@@ -265,12 +249,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
     if step < run.steps:
         logging.info("stopped by a signal after step %d; start again to continue", step)
         return
-    finish(stage, state, workdir, config, time.time() - began, len(steps))
+    finish(stage, state, mesh, workdir, time.time() - began, len(steps))
 
 
-def guard(state, metrics, step: int) -> None:
-    """Refuses to go on, or to save, once a loss is no number."""
-    bad = [name for name, v in metrics.items() if "loss" in name and not np.isfinite(v)]
+def guard(metrics, step: int) -> None:
+    """Refuses to go on, or to save, once a loss or a gradient is no number."""
+    bad = [
+        name
+        for name, v in metrics.items()
+        if ("loss" in name or "grad" in name) and not np.isfinite(v)
+    ]
     if bad:
         raise FloatingPointError(
             f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is from before; "
@@ -284,7 +272,7 @@ def report(pending, writer, bar, config, began) -> None:
         return
     step, metrics = pending
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    guard(None, values, step)
+    guard(values, step)
     rate = bar.format_dict["rate"] or (step - bar.initial) / max(time.time() - began, 1e-9)
     values["clips_per_second"] = rate * config.batch_size
     if writer:
@@ -293,16 +281,16 @@ def report(pending, writer, bar, config, began) -> None:
     bar.set_postfix(losses | {"clips/s": f"{values['clips_per_second']:.3g}"}, refresh=False)
 
 
-def finish(stage, state, workdir, config, seconds: float, compilations: int) -> None:
+def finish(stage, state, mesh, workdir, seconds: float, compilations: int) -> None:
     """Exports the averaged parameters and marks the workdir as done."""
-    params = {**state.params, **state.ema}
-    kind, description, tree, notes = stage.export(jax.device_get(params))
+    params = sharding.to_host({**state.params, **state.ema}, mesh)
+    kind, description, tree, notes = stage.export(params)
     if jax.process_index() == 0:
         save_export(workdir / "export", kind, description, tree, notes)
         workdirs.write_json(
             workdir / "done.json",
             {
-                "step": config.run.steps,
+                "step": int(state.step),
                 "seconds_of_last_run": round(seconds, 1),
                 "compiled_steps": compilations,
             },

@@ -2,8 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from evatok_jax.config import differences, to_plain
@@ -22,26 +26,43 @@ def read_json(path: Path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the workdir this config's, or checks that it already is.
+def claim(workdir: Path, config: ConfigDict, inputs: Mapping[str, str] = MappingProxyType({})):
+    """Makes the workdir this config's, or checks that it already is. Every process calls it.
 
-    The identity is the whole config but its `run` section (steps, logging, mesh: these may change).
+    The identity is the whole config but its `run` section (steps, logging, mesh: these may change),
+    and `inputs`, the digests of the models that the job works with.
     Raises ValueError naming every key that differs from the config which made the workdir.
     """
-    plain = to_plain(config)
+    plain = to_plain(config) | {"inputs": dict(inputs)}
     path = workdir / "config.json"
     if path.exists():
-        old = read_json(path)
         changed = differences(
-            {k: v for k, v in old.items() if k != "run"},
-            {k: v for k, v in plain.items() if k != "run"},
+            *({k: v for k, v in c.items() if k != "run"} for c in (read_json(path), plain))
         )
         if changed:
             raise ValueError(
                 f"{workdir} belongs to another config; choose another --workdir, or give the same "
                 "values again. What differs:\n  " + "\n  ".join(changed)
             )
-    write_json(path, plain)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("claim")  # all have looked before one writes
+    if jax.process_index() == 0:
+        write_json(path, plain)
+
+
+def check_same_data(other: Path, config: ConfigDict) -> None:
+    """Checks that the job in `other` goes through the same records in the same order.
+
+    A data position means nothing elsewhere. Raises ValueError naming what differs.
+    """
+    keys = ("seed", "batch_size", "data")
+    old, new = read_json(other / "config.json"), to_plain(config)
+    changed = differences(*({k: c[k] for k in keys if k in c} for c in (old, new)))
+    if changed:
+        raise ValueError(
+            f"run.resume={other} went through other data; use run.init_from for its parameters "
+            "alone. What differs:\n  " + "\n  ".join(changed)
+        )
 
 
 def finished(workdir: Path) -> dict | None:

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from evatok_jax.models.attention import Cache, Rows, append, attend, empty_cache
+from evatok_jax.models.dropout import drop, split_keys
 from evatok_jax.models.sequence import Grammar
 
 NORMAL = nn.initializers.normal(0.02)
@@ -78,16 +79,6 @@ class GeneratorConfig:
     def class_token(self, classes: Int[Array, "*b"]) -> Int[Array, "*b"]:
         """Input ids of classes; `num_classes` is the null class."""
         return self.grammar.vocab + classes
-
-
-def drop(
-    x: Float[Array, "b ..."], rate: float, keys: Key[Array, " b"] | None
-) -> Float[Array, "b ..."]:
-    """Dropout with one key per sample, so that it does not depend on its place in the batch."""
-    if keys is None or rate == 0:
-        return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0)
 
 
 class Layer(nn.Module):
@@ -208,8 +199,7 @@ class Generator(nn.Module):
             )
         token_keys = layer_keys = None
         if keys is not None:
-            number = 2 + 2 * config.layers
-            keys = jax.vmap(lambda key: jax.random.split(key, number), out_axes=1)(keys)
+            keys = split_keys(keys, 2 + 2 * config.layers)
             class_keys, token_keys = keys[0], keys[1]
             layer_keys = keys[2:].reshape(config.layers, 2, -1)
             unlabel = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))

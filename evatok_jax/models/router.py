@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from evatok_jax.allocation.assignments import all_assignments
+from evatok_jax.allocation.assignments import all_assignments, assignment_index
 from evatok_jax.geometry import Geometry
 from evatok_jax.models.attention import TRUNCATED, MultiHeadAttention
+from evatok_jax.models.dropout import drop, split_keys
 from evatok_jax.models.ragged import block_rows
 from evatok_jax.models.sizes import StackConfig
 
@@ -40,28 +41,25 @@ class RouterLayer(nn.Module):
     """A pre-norm ViT layer with full attention."""
 
     config: RouterConfig
-    deterministic: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rows):
+    def __call__(self, x: Float[Array, "b n d"], rows, keys: Key[Array, "2 b"] | None):
         stack, dtype = self.config.stack, jnp.dtype(self.config.dtype)
 
         def norm(name):
             return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(dtype)
 
-        def drop(h):
-            return nn.Dropout(self.config.dropout)(h, deterministic=self.deterministic)
-
         h = norm("attention_norm")
         h, _ = MultiHeadAttention(stack.width, stack.heads, dtype, name="attention")(
             h, h, h, rows, rows
         )
-        x = x + drop(h)
+        attention_keys, mlp_keys = (None, None) if keys is None else keys
+        x = x + drop(h, self.config.dropout, attention_keys)
         h = norm("mlp_norm")
         h = nn.Dense(4 * stack.width, dtype=dtype, kernel_init=TRUNCATED, name="mlp_in")(h)
         h = nn.gelu(h, approximate=False)
         h = nn.Dense(stack.width, dtype=dtype, kernel_init=TRUNCATED, name="mlp_out")(h)
-        return x + drop(h), None
+        return x + drop(h, self.config.dropout, mlp_keys), None
 
 
 class Router(nn.Module):
@@ -71,11 +69,11 @@ class Router(nn.Module):
 
     @nn.compact
     def __call__(
-        self, video: Float[Array, "b f h w 3"], deterministic: bool = True
+        self, video: Float[Array, "b f h w 3"], keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b a"]:
         """Logits: [b, assignments], or [b, blocks * levels] beyond 4,096 assignments.
 
-        `video` is in [-0.5, 0.5].
+        `video` is in [-0.5, 0.5]; `keys`, one per sample, switch dropout on (training).
         """
         c = self.config
         g, width, dtype = c.geometry, c.stack.width, jnp.dtype(c.dtype)
@@ -89,11 +87,13 @@ class Router(nn.Module):
         layers = nn.scan(
             RouterLayer,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
             length=c.stack.layers,
         )
-        x, _ = layers(c, deterministic, name="layers")(x, block_rows(b, 1, n + 1))
+        if keys is not None:
+            keys = split_keys(keys, 2 * c.stack.layers).reshape(c.stack.layers, 2, -1)
+        x, _ = layers(c, name="layers")(x, block_rows(b, 1, n + 1), keys)
         x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
         outputs = g.assignments
         if outputs > FLAT_HEAD_LIMIT:
@@ -105,10 +105,10 @@ def scores(
     logits: Float[Array, "b a"], assignments: Int[np.ndarray, "n t"], geometry: Geometry
 ) -> Float[Array, "b n"]:
     """log p of each of n assignments [n, blocks] of token counts, one interface for both heads."""
-    digits = np.searchsorted(np.asarray(geometry.levels), assignments)
     if geometry.assignments <= FLAT_HEAD_LIMIT:
-        place = len(geometry.levels) ** np.arange(geometry.blocks)[::-1]
-        return jax.nn.log_softmax(logits, axis=-1)[:, (digits * place).sum(axis=1)]
+        places = assignment_index(assignments, geometry.levels)
+        return jax.nn.log_softmax(logits, axis=-1)[:, places]
+    digits = np.searchsorted(np.asarray(geometry.levels), assignments)
     log_p = jax.nn.log_softmax(logits.reshape(len(logits), geometry.blocks, -1), axis=-1)
     return sum(log_p[:, t, digits[:, t]] for t in range(geometry.blocks))
 

@@ -125,7 +125,13 @@ def curves_section(run: Results) -> Html:
         tag("p", RFVD_CARE, class_="note"),
         tag(
             "div",
-            _budgets(run.curves, curves),
+            _budgets(run.curves.get("budgets"), curves, SERIES[:2], "all clips"),
+            _budgets(
+                run.curves.get("budgets_where_searched"),
+                run.curves.get("curves_where_searched", {}),
+                SERIES,
+                "the clips that were searched",
+            ),
             _percentiles(run.curves.get("percentiles")),
             _baselines(run.curves, [row for row in ours if row], "Proxy tokenizer and baselines"),
             class_="columns",
@@ -213,9 +219,11 @@ def _or_nan(row: Mapping, name: str) -> float:
     return math.nan if number is None else number
 
 
-def _budgets(content: Mapping, curves: Mapping) -> Html:
+def _budgets(budgets: Sequence[Mapping] | None, curves: Mapping, series, which: str) -> Html:
+    if not budgets:
+        return missing(f"the budgets of {which}", "evaluate-curves/curves.json")
     rows = []
-    for budget in content.get("budgets", ()):
+    for budget in budgets:
         target, gain = value(budget, "router"), value(budget, "router_gain")
         needed = (
             None if target is None else tokens_for(curves.get("uniform", ()), "lpips_vgg", target)
@@ -224,15 +232,15 @@ def _budgets(content: Mapping, curves: Mapping) -> Html:
         rows.append(
             (
                 f"{budget['tokens']:.0f}",
-                *(fixed(value(budget, series[0]), 4) for series in SERIES),
+                *(fixed(value(budget, key), 4) for key, *_ in series),
                 _signed(gain, "lower", "higher"),
                 _signed(saved, "fewer", "more"),
             )
         )
-    if not rows:
-        return missing("the table of budgets", "evaluate-curves/curves.json: budgets")
-    head = ("tokens", "uniform", "router", "search", "router's LPIPS", "router's tokens")
-    return table(head, rows, LPIPS_BUDGETS)
+    names = {"max_proxy_reward": "search"}
+    head = ("tokens", *(names.get(key, key) for key, *_ in series))
+    head += ("router's LPIPS", "router's tokens")
+    return table(head, rows, f"{LPIPS_BUDGETS} Of {which}.")
 
 
 def _signed(share: Number | None, better: str, worse: str) -> Html | str:

@@ -1,17 +1,16 @@
 """Stage 5: the autoregressive generator over length and visual tokens (EVATok sec. 3.4).
 
-It trains on a table of token ids (`configs/tokenize.py` makes it), so the tokenizer runs once a
+It trains on a table of token ids (`configs/tokens.py` makes it), so the tokenizer runs once a
 clip.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from evatok_jax.config import to_plain
 from evatok_jax.data.tables import read_table, table_batches
 from evatok_jax.losses.next_token import next_token_loss
-from evatok_jax.models.build import build_generator
+from evatok_jax.models.build import build_generator, build_tokenizer
 from evatok_jax.models.ragged import static_size
 from evatok_jax.models.sequence import to_sequence
 from evatok_jax.stages.stage import BaseStage, sample_keys
@@ -23,13 +22,19 @@ class GeneratorStage(BaseStage):
 
     def __init__(self, config):
         super().__init__(config)
+        if not config.tokenizer:
+            raise ValueError(
+                "config.tokenizer is empty: a generator's vocabulary and blocks are its "
+                "tokenizer's; give tokenizer=EXPORT, the folder of a tokenizer's export"
+            )
         self.tokenizer = load_export(config.tokenizer)
-        tokenizer = self.tokenizer.config["tokenizer"]
-        geometry = tokenizer["geometry"]
+        self.inputs = {"tokenizer": self.tokenizer.digest}
+        tokenizer = build_tokenizer(self.tokenizer.config["tokenizer"]).config
+        self.geometry = tokenizer.geometry
         self.description = to_plain(config.model) | {
-            "codebook_size": tokenizer["codebook_size"],
-            "levels": geometry["levels"],
-            "blocks": geometry["frames"] // geometry["patch"][0],
+            "codebook_size": tokenizer.codebook_size,
+            "levels": list(self.geometry.levels),
+            "blocks": self.geometry.blocks,
         }
         self.model = build_generator(self.description)
         self._table = None
@@ -59,8 +64,12 @@ class GeneratorStage(BaseStage):
     def prepare(self, frozen, batch, rng):
         """The static size of a batch follows its longest clip."""
         grammar = self.model.config.grammar
-        longest = int(np.asarray(batch["lengths"]).sum(axis=1).max()) + grammar.blocks
-        return batch, static_size(longest, self.config.length_multiple, grammar.longest)
+        longest = batch["lengths"].sum(axis=1).max() + grammar.blocks
+
+        def size():
+            return static_size(int(longest), self.config.length_multiple, grammar.longest)
+
+        return batch, size
 
     def init(self, rng, batch):
         ids = jnp.zeros((1, 8), jnp.int32)

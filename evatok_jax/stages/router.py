@@ -12,7 +12,7 @@ from evatok_jax.data.tables import read_table
 from evatok_jax.models.build import build_router, describe_geometry
 from evatok_jax.models.router import scores
 from evatok_jax.pixels import to_model
-from evatok_jax.stages.stage import BaseStage
+from evatok_jax.stages.stage import BaseStage, sample_keys
 
 
 class RouterStage(BaseStage):
@@ -75,12 +75,8 @@ class RouterStage(BaseStage):
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """Cross-entropy with the best assignment, or with the softened rewards."""
-        dropout = {"dropout": rng} if self.model.config.dropout else None
         logits = self.model.apply(
-            {"params": params["router"]},
-            to_model(batch["video"]),
-            deterministic=dropout is None,
-            rngs=dropout,
+            {"params": params["router"]}, to_model(batch["video"]), sample_keys(rng, batch)
         )
         log_p = scores(logits, self.assignments, self.geometry)
         reward, temperature = batch["reward"], self.config.labels.temperature

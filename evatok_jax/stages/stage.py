@@ -1,7 +1,7 @@
 """What a stage is: it says what to do, and train.py says when."""
 
 import importlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -25,14 +25,16 @@ class Stage(Protocol):
     config: ConfigDict
     periods: Mapping[str, int]  # group -> every how many steps it learns
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
+    inputs: Mapping[str, str]  # name -> digest of the trained models that it works with
 
     def batches(self, start: int) -> Iterator[dict]:
         """This process's rows of the global batches, from global record `start` on."""
 
-    def prepare(self, frozen: Tree, batch: dict, rng) -> tuple[dict, Hashable]:
-        """What must be known on the host before a step: the batch, completed, and its static sizes.
+    def prepare(self, frozen: Tree, batch: dict, rng) -> tuple[dict, Callable[[], Hashable]]:
+        """The batch, completed, and a call for its static sizes, which the host must know.
 
-        The loop calls it for the next batch while the device works on this one.
+        The loop prepares the next batch before it starts a step, and makes the call while the step
+        runs: what `prepare` itself computes is queued on the device and not waited for.
         """
 
     def init(self, rng, batch: dict) -> tuple[dict[str, Tree], Tree]:
@@ -69,10 +71,11 @@ class BaseStage:
         self.config = config
         self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
+        self.inputs = {}
 
     def prepare(self, frozen, batch, rng):
         """Batches are complete as they come."""
-        return batch, ()
+        return batch, tuple
 
     def frozen_spec(self):
         """Nothing is frozen."""

@@ -8,7 +8,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
@@ -46,10 +45,11 @@ class TokenizerStage(BaseStage):
         elif rule == "router":
             self._router_export = load_export(config.lengths.router)
             self._router = build_router(self._router_export.config["router"])
+            self.inputs = {"router": self._router_export.digest}
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
-        self._lengths = jax.jit(self._lengths)
+        self._lengths = jax.jit(partial(_with_longest, self._lengths))
 
     def batches(self, start):
         c, g = self.config, self.geometry
@@ -85,9 +85,11 @@ class TokenizerStage(BaseStage):
 
     def prepare(self, frozen, batch, rng):
         """Decides the lengths ahead of the step, for its static size depends on them."""
-        lengths = self._lengths(frozen, batch, rng)
-        longest = int(np.asarray(lengths).sum(axis=1).max())
-        size = static_size(longest, self.config.lengths.multiple, self.geometry.max_length)
+        lengths, longest = self._lengths(frozen, batch, rng)
+
+        def size():
+            return static_size(int(longest), self.config.lengths.multiple, self.geometry.max_length)
+
         return {**batch, "lengths": lengths}, size
 
     # ---- what is learnt ------------------------------------------------------------------------
@@ -121,7 +123,11 @@ class TokenizerStage(BaseStage):
         return {**params, "quantizer": {"codebook": normalize(picked + spread)}}
 
     def frozen_spec(self):
-        return {"lpips": lpips_spec(self.config.loss.lpips_net)}
+        spec = {"lpips": lpips_spec(self.config.loss.lpips_net)}
+        if self._router_export:
+            router = self._router_export.params["router"]
+            spec["router"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), router)
+        return spec
 
     def load_frozen(self):
         frozen = {"lpips": load_lpips(self.config.loss.lpips_net)}
@@ -136,7 +142,8 @@ class TokenizerStage(BaseStage):
         fake, q = self.model.apply(
             {"params": params["tokenizer"]}, video, batch["lengths"], size=static
         )
-        scored = weights.lpips_clips or len(video)
+        scored = max(weights.lpips_clips // self.config.accumulate, 1)
+        scored = scored if weights.lpips_clips else len(video)
         parts = {
             "l1": jnp.abs(fake - video).mean(),
             "lpips": frame_lpips(
@@ -170,6 +177,12 @@ class TokenizerStage(BaseStage):
             description["router"] = self._router_export.config["router"]
             tree["router"] = self._router_export.params["router"]
         return "tokenizer", description, tree, {}
+
+
+def _with_longest(rule, *args):
+    """Lengths, and the tokens of the longest clip: all that the host must wait for."""
+    lengths = rule(*args)
+    return lengths, lengths.sum(axis=1).max()
 
 
 def _keys_like_queries(params):

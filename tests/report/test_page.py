@@ -92,6 +92,8 @@ def workdir(tmp_path):
             "protocol": protocol,
             "curves": curves,
             "budgets": budgets,
+            "curves_where_searched": curves,
+            "budgets_where_searched": budgets,
             "percentiles": {"router": 0.9, "best_fixed": 0.8, "best_uniform_per_clip": 0.85},
             "codebook": {"usage": 0.5, "perplexity": 20.0, "size": 64},
             "baselines": [{"name": "mean frame", "bits_per_clip": 200, "psnr": 15.0}],

@@ -36,13 +36,25 @@ def quiet_libraries() -> None:
         pylogging.getLogger(name).setLevel(pylogging.WARNING)
 
 
+def connect() -> None:
+    """Joins the job's other processes where the environment says that there are some.
+
+    TPU pods and the schedulers that JAX knows need nothing more; elsewhere each process gets
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if not {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
+        return
+    place = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    count, index = (None if value is None else int(value) for value in place)
+    jax.distributed.initialize(num_processes=count, process_id=index)
+
+
 def run(argv) -> None:
     """Reads the config and runs its job; user errors end in one message and exit code 2."""
     del argv
     logging.set_verbosity(logging.INFO)
     quiet_libraries()
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
-        jax.distributed.initialize()
+    connect()
     try:
         config = load_config(CONFIG.value)
         override(config, SET.value)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,12 +66,12 @@ def test_stopped_by_a_signal_and_resumed(undisturbed, tmp_path, monkeypatch):
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
 
 
-def launch(workdir, steps=400):
+def launch(workdir, steps=400, more=()):
     """The toy stage in a process of its own, through the real door."""
     tests = Path(__file__).parent
     command = [sys.executable, "-m", "evatok_jax.main", f"--workdir={workdir}"]
     command.append(f"--config={tests / 'toy_stage.py'}:{steps}")
-    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"} | dict(more)
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -185,3 +186,65 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 1: .*loss/model"):
         training.train(toy_config(model_weight=float("nan")), tmp_path)
     assert Checkpoints(tmp_path).latest is None
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(tmp_path, monkeypatch):
+    """Even where the loss was still finite: a checkpoint must not hold what follows from it."""
+    real = ToyStage.losses
+
+    def losses(self, params, *args, **kwargs):
+        found, state, metrics = real(self, params, *args, **kwargs)
+        steep = jnp.sqrt(jnp.abs(params["model"]["bias"]).sum() * 0.0)  # 0, of infinite slope
+        return {name: loss + steep for name, loss in found.items()}, state, metrics
+
+    monkeypatch.setattr(ToyStage, "losses", losses)
+    with pytest.raises(FloatingPointError, match=r"step 1: grad_norm/model"):
+        training.train(toy_config(checkpoint_every=1), tmp_path)
+    assert Checkpoints(tmp_path).latest is None
+
+
+def test_more_steps_continue_a_finished_run(undisturbed, tmp_path):
+    """The number of steps may change: a finished run goes on to a larger one."""
+    training.train(toy_config(steps=6), tmp_path)
+    training.train(toy_config(steps=8), tmp_path)
+    assert json.loads((tmp_path / "done.json").read_text())["step"] == 8
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 9))
+
+
+def test_resume_takes_no_position_in_other_data(undisturbed, tmp_path):
+    """A data position means nothing where batches or seed differ."""
+    config = toy_config(resume=str(undisturbed))
+    config.batch_size = 16
+    with pytest.raises(ValueError, match="batch_size: 8 -> 16"):
+        training.train(config, tmp_path)
+
+
+def test_two_processes_are_as_one(undisturbed, tmp_path):
+    """Parameters of a run on two processes, and both stop at one step when they are asked to."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+
+    def both(workdir, steps):
+        shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        return [
+            launch(workdir, steps, {**shared, "JAX_PROCESS_ID": str(index)}) for index in range(2)
+        ]
+
+    for process in both(tmp_path / "whole", 12):
+        assert process.wait(120) == 0, process.stderr.read()
+        process.stderr.close()
+    ends = [load_export(path / "export").params for path in (undisturbed, tmp_path / "whole")]
+    for x, y in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    pair = both(tmp_path / "stopped", 1_000_000)
+    while len(read_metrics(tmp_path / "stopped")) < 5:
+        assert pair[0].poll() is None, pair[0].stderr.read()
+        time.sleep(0.05)
+    for process in pair:
+        process.send_signal(signal.SIGTERM)
+    for process in pair:
+        assert process.wait(60) == 0, process.stderr.read()
+        process.stderr.close()
+    last = read_metrics(tmp_path / "stopped")[-1]["step"]
+    assert Checkpoints(tmp_path / "stopped").latest == last

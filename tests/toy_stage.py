@@ -11,7 +11,10 @@ from evatok_jax.stages.stage import BaseStage, sample_keys
 
 
 class ToyStage(BaseStage):
-    """Group "model" regresses, group "critic" (every second step) learns the model's error."""
+    """Group "model" regresses, group "critic" (every second step) learns the model's error.
+
+    The next step's static size is computed on the device, as the real stages do.
+    """
 
     def __init__(self, config):
         super().__init__(config)
@@ -22,8 +25,14 @@ class ToyStage(BaseStage):
         while True:
             rows = np.random.default_rng(start).normal(size=(size, 4)).astype(np.float32)
             key = np.arange(start, start + size, dtype=np.uint32)
-            yield {"x": rows, "y": rows.sum(axis=1), "key": key, "window": key}
+            batch = {"x": rows, "y": rows.sum(axis=1), "key": key, "window": key}
+            own = np.array_split(np.arange(size), jax.process_count())[jax.process_index()]
+            yield {name: column[own] for name, column in batch.items()}
             start += size
+
+    def prepare(self, frozen, batch, rng):
+        longest = batch["key"].max()
+        return batch, lambda: int(longest) < 0
 
     def init(self, rng, batch):
         kernel = jax.random.normal(rng, (4, 8))

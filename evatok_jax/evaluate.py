@@ -5,7 +5,6 @@ search), "final" (the final tokenizer beside its twins) or "generation". Results
 arrays in the workdir, which the report reads.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from evatok_jax import workdir as workdirs
 from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
+from evatok_jax.atomic import replacing
 from evatok_jax.bench import Bench, Routed, looked_up, protocol, uniform
 from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
@@ -252,11 +252,9 @@ def _token_loss(generator: Generator, grammar, table, batch_size: int) -> tuple:
 
 
 def write_arrays(path: Path, **arrays) -> None:
-    """Compressed arrays, written beside and renamed."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
+    """Compressed arrays, whole or not at all."""
+    with replacing(path) as file:
         np.savez_compressed(file, **arrays)
-    os.replace(beside, path)
 
 
 TASKS = {"curves": _curves, "final": _final, "generation": _generation}

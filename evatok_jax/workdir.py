@@ -1,7 +1,6 @@
 """A workdir: one job's folder, with an identity that another config may not take over."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,15 +9,14 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from evatok_jax.atomic import replacing
 from evatok_jax.config import differences, to_plain
 
 
 def write_json(path: Path, content) -> None:
-    """Writes JSON beside the target, then renames: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Writes JSON, whole or not at all."""
+    with replacing(path, "w") as file:
+        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path):

@@ -5,12 +5,13 @@ token ids) and later stages read them. Each shard is written beside and renamed,
 exists is whole.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import grain
 import numpy as np
+
+from evatok_jax.atomic import replacing
 
 
 def shard_path(directory: Path, index: int) -> Path:
@@ -20,11 +21,8 @@ def shard_path(directory: Path, index: int) -> Path:
 
 def write_shard(directory: Path, index: int, columns: dict[str, np.ndarray]) -> None:
     """Writes one shard; columns share their first axis."""
-    directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f"shard-{index:05d}.tmp"
-    with beside.open("wb") as file:
+    with replacing(shard_path(directory, index)) as file:
         np.savez_compressed(file, **columns)
-    os.replace(beside, shard_path(directory, index))
 
 
 def read_table(directory: str | Path) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@ def generation_scores(
 ) -> dict:
     """gFVD of samples against real clips (uint8 [n, f, h, w, 3] each), with a bootstrap interval.
 
-    `real_vs_real` is the distance between two random halves of the real clips: the floor that no
-    generator of this sample size is expected to go below.
+    `real_vs_real` is the distance between two random halves of the real clips. Each half has half
+    the clips, so it lies above the floor that samples of the full number could reach.
     """
     sides = clip_features(i3d, real), clip_features(i3d, fake)
     low, high = bootstrap_interval(*sides, resamples, seed, paired=False)

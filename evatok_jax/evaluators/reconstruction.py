@@ -22,7 +22,9 @@ class ClipScores:
     """Scores of one rule, an array entry for each clip.
 
     Attributes:
-      lengths: [n, blocks]; psnr in dB, ssim, lpips_vgg, lpips_alex: [n]; features: I3D, [n, 400].
+      lengths: [n, blocks].
+      values: "psnr" in dB, "ssim", "lpips_vgg", "lpips_alex", [n] each.
+      features: of I3D, [n, 400].
     """
 
     lengths: np.ndarray

@@ -70,7 +70,7 @@ class VectorQuantizer(nn.Module):
         z = normalize(z)
         book = normalize(self.codebook)
         # |z - e|^2 = 2 - 2 z.e between unit vectors.
-        affinity = 2.0 * jnp.einsum("bsc,kc->bsk", z, book) - 2.0
+        affinity = 2.0 * jnp.einsum("bsc,kc->bsk", z, book, precision="highest") - 2.0
         codes = jnp.where(rows.valid, jnp.argmax(affinity, axis=-1), 0).astype(jnp.int32)
         vectors = book[codes]
 

@@ -129,7 +129,8 @@ def i3d_logits(
     x = jnp.mean(x.astype(jnp.float32), axis=(2, 3))
     x = jnp.mean((x[:, :-1] + x[:, 1:]) / 2, axis=1)
     last = params["Logits/Conv3d_0c_1x1"]
-    return x @ last["kernel"].astype(jnp.float32).reshape(-1, CLASSES) + last["bias"]
+    kernel = last["kernel"].astype(jnp.float32).reshape(-1, CLASSES)
+    return jnp.matmul(x, kernel, precision=lax.Precision.HIGHEST) + last["bias"]
 
 
 def _conv3d(x: Array, kernel: Array, stride: int) -> Array:

@@ -4,10 +4,10 @@ The page holds its style and pictures itself, runs no script and asks for nothin
 security policy forbids it to.
 """
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from evatok_jax.atomic import replacing
 from evatok_jax.report.markup import Html, join, tag
 from evatok_jax.report.quality import curves_section, final_section, headline
 from evatok_jax.report.results import Results, read_results
@@ -47,10 +47,8 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
     workdir = Path(workdir)
     out = workdir / "report.html" if out is None else Path(out)
     page = render(read_results(workdir))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, out)
+    with replacing(out, "w") as file:
+        file.write(page)
     return out
 
 

@@ -29,7 +29,7 @@ class BruteForce:
 
     def __init__(self, model: Tokenizer, params, lpips_params, net: str, batch: int):
         self._params, self._lpips_params, self._net = params, lpips_params, net
-        g = self._geometry = model.config.geometry
+        g = model.config.geometry
         self.assignments = all_assignments(g.levels, g.blocks)
         totals = self.assignments.sum(axis=1)
         order = np.argsort(totals, kind="stable")
@@ -39,10 +39,10 @@ class BruteForce:
             rows = np.pad(rows, (0, batch - len(rows)), mode="edge")
             size = static_size(int(totals[rows].max()), max(g.max_length // 8, 1), g.max_length)
             self._chunks.append((rows, size))
-        self._features = jax.jit(self._original)
+        self._original = jax.jit(self._features)
         self._score = jax.jit(partial(self._reconstruct, model), static_argnames="size")
 
-    def _original(self, lpips_params, clip):
+    def _features(self, lpips_params, clip):
         return lpips_features(lpips_params, 2.0 * to_model(clip), self._net)
 
     def _reconstruct(self, model, params, lpips_params, clip, original, lengths, size):
@@ -67,7 +67,7 @@ class BruteForce:
         shape = (len(clips), len(self.assignments))
         lpips, mse = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         for n, clip in enumerate(clips):
-            original = self._features(self._lpips_params, clip)
+            original = self._original(self._lpips_params, clip)
             pending = [
                 (
                     rows,

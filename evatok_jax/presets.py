@@ -69,7 +69,7 @@ def tokenizer_config(args) -> ConfigDict:
                 fixed=(g.levels[len(g.levels) // 2],) * g.blocks,
                 router="",
                 strata=1,
-                multiple=g.max_length // (2 if args.size == "tiny" else 8),
+                multiple=g.max_length // 8,
             ),
             loss=dict(
                 l1=1.0,
@@ -194,6 +194,7 @@ SCALES = {
         generator="tiny",
         batch=4,
         strata=1,
+        sizes=1,
         proxy_steps=3,
         final_steps=2,
         router_steps=2,
@@ -205,7 +206,7 @@ SCALES = {
         level=16,
         samples=2,
     ),
-    # Seconds are those of two cores; docs/quickstart.md has the table.
+    # A quarter of an hour on two cores; docs/quickstart.md has the table.
     "quick": dict(
         geometry="nano",
         tokenizer="tiny",
@@ -213,8 +214,9 @@ SCALES = {
         generator="tiny",
         batch=8,
         strata=3,
-        proxy_steps=800,
-        final_steps=400,
+        sizes=2,
+        proxy_steps=720,
+        final_steps=380,
         router_steps=100,
         generator_steps=80,
         router_batch=16,
@@ -231,6 +233,7 @@ SCALES = {
         generator="mini",
         batch=4,
         strata=5,
+        sizes=8,
         proxy_steps=3600,
         final_steps=1200,
         router_steps=400,
@@ -271,7 +274,9 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
         jobs.append({"name": name, "config": f"configs/{config}", "set": settings})
 
     job("data", f"data.py:source={source},videos={videos}")
-    job("proxy", f"proxy.py:{train},strata={s.strata},steps={s.proxy_steps}")
+    # Every static size is a compilation, of 20 seconds on two cores.
+    sizes = {"lengths.multiple": geometry(s.geometry).max_length // s.sizes}
+    job("proxy", f"proxy.py:{train},strata={s.strata},steps={s.proxy_steps}", **sizes)
     for split, windows in zip(("train", "test"), s.score_windows, strict=True):
         job(
             f"scores-{split}",
@@ -286,8 +291,8 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     router = f"{{workdir}}/router-{middle}/export"
     # From the proxy, not from scratch as in the paper: minutes must do.
     start = f"{train},steps={s.final_steps},init_from={proxy}"
-    job("final", f"final.py:{start},router={router}")
-    job("uniform", f"final.py:{start},level={s.level}")
+    job("final", f"final.py:{start},router={router}", **sizes)
+    job("uniform", f"final.py:{start},level={s.level}", **sizes)
     for split in ("train", "test"):
         flip = "true" if split == "train" else "false"
         job(f"tokens-{split}", f"tokens.py:data={data},split={split},tokenizer={final},flip={flip}")

@@ -6,9 +6,8 @@ python -m evatok_jax.main --workdir=runs/data --config=configs/data.py:source=uc
 from ml_collections import ConfigDict
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import run_section
 
 
 def get_config(arg=None):
     args = parse_arguments(arg, source="samples", videos="", shards=1, max_bad=0.05)
-    return ConfigDict(dict(job="data", name="data", run=run_section(1), **args))
+    return ConfigDict(dict(job="data", name="data", **args))

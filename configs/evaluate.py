@@ -6,7 +6,6 @@ The pipeline fills in the paths: `presets.pipeline_jobs` shows what each task ne
 from ml_collections import ConfigDict
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import run_section
 
 
 def get_config(arg=None):
@@ -43,6 +42,5 @@ def get_config(arg=None):
             samples=64,
             shown=24,
             guidance=1.0,
-            run=run_section(1),
         )
     )

@@ -13,10 +13,10 @@ continues.
 from ml_collections import ConfigDict
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import pipeline_jobs, run_section
+from evatok_jax.presets import pipeline_jobs
 
 
 def get_config(arg=None):
     args = parse_arguments(arg, scale="quick", source="samples", videos="", classes=0)
     jobs = pipeline_jobs(args.scale, args.source, args.videos, args.classes)
-    return ConfigDict(dict(job="pipeline", name="pipeline", jobs=jobs, run=run_section(1)))
+    return ConfigDict(dict(job="pipeline", name="pipeline", jobs=jobs))

@@ -25,4 +25,6 @@ def get_config(arg=None):
     )
     config = curation_config(args, "scores")
     config.name = f"scores-{args.split}"
+    config.lpips_net = args.net
+    config.search = "prefix_tree"
     return config

@@ -13,7 +13,8 @@ def run_section(steps: int, **changes) -> ConfigDict:
     """Run settings: what may change between two starts of the same workdir.
 
     Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from
-    the parameters of an export (into the group `init_group`, the first by default).
+    the parameters of an export (into the group `init_group`, the first by default). Data are read
+    by `workers` processes (0: in this one) of `threads` threads; any number gives the same bits.
     """
     return ConfigDict(
         dict(
@@ -22,6 +23,8 @@ def run_section(steps: int, **changes) -> ConfigDict:
             checkpoint_every=max(1, min(5000, steps // 4)),
             checkpoint_minutes=10.0,
             keep=2,
+            threads=2,
+            workers=0,
             mesh=dict(data=-1, fsdp=1),
             resume="",
             init_from="",
@@ -104,15 +107,10 @@ def curation_config(args, kind: str) -> ConfigDict:
             map=kind,
             seed=args.seed,
             tokenizer=args.tokenizer,
-            router="",
-            fixed=(0,),
             data=dict(path=args.data, split=args.split, flip=False),
             windows=args.windows,
             batch_size=args.batch,
             shard_size=16,
-            lpips_net=args.net,
-            search="prefix_tree",
-            run=run_section(1),
         )
     )
 

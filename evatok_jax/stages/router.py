@@ -7,7 +7,6 @@ import numpy as np
 from evatok_jax.allocation.assignments import all_assignments
 from evatok_jax.allocation.reward import Normalizer, proxy_reward
 from evatok_jax.config import to_plain
-from evatok_jax.data.pipeline import train_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.models.build import build_router, describe_geometry
 from evatok_jax.models.router import scores
@@ -50,23 +49,8 @@ class RouterStage(BaseStage):
         return self._targets
 
     def batches(self, start):
-        c, g = self.config, self.geometry
         windows, reward = self.targets
-        clips = train_clips(
-            c.data.path,
-            frames=g.frames,
-            height=g.height,
-            width=g.width,
-            batch_size=c.batch_size,
-            seed=c.seed,
-            start_index=start,
-            flip=c.data.flip,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            cache_bytes=c.data.cache_bytes,
-            windows=windows,
-        )
-        for batch in clips:
+        for batch in self.clips(start, windows=windows):
             yield {**batch, "reward": reward[batch["row"]]}
 
     def init(self, rng, batch):

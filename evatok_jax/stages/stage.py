@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from evatok_jax.data.pipeline import train_clips
 from evatok_jax.optim import optimizer
 
 Tree = Any  # a pytree of arrays
@@ -72,6 +73,26 @@ class BaseStage:
         self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
         self.inputs = {}
+
+    def clips(self, start: int, **more) -> Iterator[dict]:
+        """This process's clips of the config's data, at the size of `self.geometry`."""
+        c, g = self.config, self.geometry
+        return train_clips(
+            c.data.path,
+            frames=g.frames,
+            height=g.height,
+            width=g.width,
+            batch_size=c.batch_size,
+            seed=c.seed,
+            start_index=start,
+            flip=c.data.flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=c.run.threads,
+            workers=c.run.workers,
+            cache_bytes=c.data.cache_bytes,
+            **more,
+        )
 
     def prepare(self, frozen, batch, rng):
         """Batches are complete as they come."""

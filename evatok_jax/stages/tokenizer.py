@@ -12,7 +12,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
 from evatok_jax.config import to_plain
-from evatok_jax.data.pipeline import train_clips
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
 from evatok_jax.models.quantizer import normalize
@@ -52,22 +51,7 @@ class TokenizerStage(BaseStage):
         self._lengths = jax.jit(partial(_with_longest, self._lengths))
 
     def batches(self, start):
-        c, g = self.config, self.geometry
-        return iter(
-            train_clips(
-                c.data.path,
-                frames=g.frames,
-                height=g.height,
-                width=g.width,
-                batch_size=c.batch_size,
-                seed=c.seed,
-                start_index=start,
-                flip=c.data.flip,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                cache_bytes=c.data.cache_bytes,
-            )
-        )
+        return iter(self.clips(start))
 
     # ---- who decides the lengths ---------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from toy_stage import ToyStage, toy_config
 
+from evatok_jax import assets
 from evatok_jax import train as training
 from evatok_jax.checkpoint import Checkpoints, compare_trees
 from evatok_jax.storage.export import load_export
@@ -66,18 +67,22 @@ def test_stopped_by_a_signal_and_resumed(undisturbed, tmp_path, monkeypatch):
     assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 13))
 
 
-def launch(workdir, steps=400, more=()):
-    """The toy stage in a process of its own, through the real door."""
+TOY = f"--config={Path(__file__).parent / 'toy_stage.py'}"
+
+
+def launch(workdir, *arguments, **more):
+    """A job in a process of its own, through the real door; `more` are environment variables."""
     tests = Path(__file__).parent
-    command = [sys.executable, "-m", "evatok_jax.main", f"--workdir={workdir}"]
-    command.append(f"--config={tests / 'toy_stage.py'}:{steps}")
-    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"} | dict(more)
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "evatok_jax.main", f"--workdir={workdir}", *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"} | more
+    return subprocess.Popen(
+        command, env=environment, cwd=tests.parent, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_sigterm_saves_and_exits_zero(tmp_path):
     """SIGTERM: the state of that step is saved and the exit code is 0."""
-    process = launch(tmp_path, steps=1_000_000)
+    process = launch(tmp_path, f"{TOY}:1000000")
     while len(read_metrics(tmp_path)) < 5:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -88,25 +93,45 @@ def test_sigterm_saves_and_exits_zero(tmp_path):
     assert Checkpoints(tmp_path).latest == last
 
 
-@pytest.mark.parametrize("kills", [5])
-def test_killed_at_random_moments(tmp_path, kills):
-    """SIGKILL at random moments, restarted each time: parameters to the bit, logs without gaps."""
+def kill_and_compare(tmp_path, arguments, steps: int, seconds: float, **more):
+    """SIGKILL at five random moments, restarted each time: parameters to the bit, logs whole."""
     rng, straight, killed = random.Random(0), tmp_path / "straight", tmp_path / "killed"
-    assert launch(straight).wait(120) == 0
-    for _ in range(kills):
-        process, before = launch(killed), len(read_metrics(killed))
+    assert launch(straight, *arguments, **more).wait(600) == 0
+    for _ in range(5):
+        process, before = launch(killed, *arguments, **more), len(read_metrics(killed))
         while process.poll() is None and len(read_metrics(killed)) <= before:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, seconds))
         process.kill()
         process.wait()
         process.stderr.close()
-    assert launch(killed).wait(120) == 0
+    assert launch(killed, *arguments, **more).wait(600) == 0
     ends = [load_export(path / "export") for path in (straight, killed)]
     assert ends[0].digest == ends[1].digest
     logs = [[{**row, TIMED: 0} for row in read_metrics(path)] for path in (straight, killed)]
     assert logs[0] == logs[1]
-    assert [row["step"] for row in logs[1]] == list(range(1, 401))
+    assert [row["step"] for row in logs[1]] == list(range(1, steps + 1))
+
+
+def test_killed_at_random_moments(tmp_path):
+    """Two groups with periods of their own."""
+    kill_and_compare(tmp_path, [f"{TOY}:400"], 400, 0.3)
+
+
+@pytest.mark.all
+def test_a_tokenizer_killed_at_random_moments(tmp_path):
+    """The real stage on real clips: random lengths, static sizes, LPIPS, EMA."""
+    try:
+        assets.path("samples"), assets.path("lpips_vgg")
+    except assets.AssetMissing as error:
+        pytest.skip(str(error))
+    assert launch(tmp_path / "data", "--config=configs/data.py").wait(120) == 0
+    settings = ["run.log_every=1", "run.checkpoint_every=4", "lengths.multiple=64"]
+    config = f"configs/proxy.py:data={tmp_path / 'data' / 'clips'},geometry=nano,size=tiny"
+    arguments = [f"--config={config},batch=2,steps=60,lr=1e-3"]
+    arguments += [f"--set={setting}" for setting in settings]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    kill_and_compare(tmp_path, arguments, 60, 3.0, **cache)
 
 
 def grads_after_one_step(**changes):
@@ -228,7 +253,8 @@ def test_two_processes_are_as_one(undisturbed, tmp_path):
     def both(workdir, steps):
         shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
         return [
-            launch(workdir, steps, {**shared, "JAX_PROCESS_ID": str(index)}) for index in range(2)
+            launch(workdir, f"{TOY}:{steps}", **shared, JAX_PROCESS_ID=str(index))
+            for index in range(2)
         ]
 
     for process in both(tmp_path / "whole", 12):

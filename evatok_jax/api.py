@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 
 from evatok_jax import engine
 from evatok_jax.allocation.assignments import all_assignments
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.losses.next_token import next_token_loss
 from evatok_jax.models.build import build_generator, build_router, build_tokenizer
 from evatok_jax.models.ragged import check_lengths, layout, static_size

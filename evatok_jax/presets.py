@@ -239,7 +239,7 @@ SCALES = {
         router_batch=32,
         generator_batch=8,
         w_q=(0.4, 0.8, 1.2, 1.6),
-        score_windows=(256, 64),
+        score_windows=(144, 64),
         level=32,
         samples=128,
     ),

@@ -203,6 +203,7 @@ SCALES = {
         score_windows=(3, 2),
         level=16,
         samples=2,
+        final_windows=0,
     ),
     # A quarter of an hour on two cores; docs/quickstart.md has the table.
     "quick": dict(
@@ -213,8 +214,8 @@ SCALES = {
         batch=8,
         strata=3,
         sizes=2,
-        proxy_steps=720,
-        final_steps=380,
+        proxy_steps=640,
+        final_steps=340,
         router_steps=100,
         generator_steps=80,
         router_batch=16,
@@ -223,6 +224,7 @@ SCALES = {
         score_windows=(0, 0),
         level=16,
         samples=8,
+        final_windows=0,
     ),
     "mini64": dict(
         geometry="mini64",
@@ -233,15 +235,16 @@ SCALES = {
         strata=5,
         sizes=8,
         proxy_steps=3600,
-        final_steps=1200,
+        final_steps=800,
         router_steps=400,
-        generator_steps=800,
+        generator_steps=600,
         router_batch=32,
         generator_batch=8,
-        w_q=(0.4, 0.8, 1.2, 1.6),
+        w_q=(0.8, 1.2, 1.6),
         score_windows=(144, 64),
         level=32,
         samples=128,
+        final_windows=240,
     ),
 }
 
@@ -310,11 +313,11 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     )
     job(
         "evaluate-final",
-        f"evaluate.py:task=final,data={data}",
+        f"evaluate.py:task=final,data={data},windows={s.final_windows}",
         tokenizer=final,
-        names=("final, routed", "uniform twin", "proxy, routed"),
-        exports=(final, "{workdir}/uniform/export", proxy),
-        fixed=(0, s.level, 0),
+        names=("final, routed", "uniform twin"),
+        exports=(final, "{workdir}/uniform/export"),
+        fixed=(0, s.level),
         router=router,
         tokens_train="{workdir}/tokens-train/table",
     )

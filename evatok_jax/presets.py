@@ -220,7 +220,7 @@ SCALES = {
         generator_steps=80,
         router_batch=16,
         generator_batch=16,
-        w_q=(1.2,),
+        w_q=(1.6,),
         score_windows=(0, 0),
         level=16,
         samples=8,
@@ -268,7 +268,8 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     common = f"data={data},geometry={s.geometry}"
     train = f"{common},size={s.tokenizer},batch={s.batch},lr=1.5e-3"
     routers = [f"router-{w_q}" for w_q in s.w_q]
-    middle = 1.2  # the paper's weights decide the final tokenizer's lengths
+    # The paper's weights decide the final tokenizer's lengths, or the only ones that there are.
+    chosen = 1.2 if 1.2 in s.w_q else s.w_q[0]
     jobs = []
 
     def job(name: str, config: str, **settings):
@@ -289,7 +290,7 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
             f"router.py:{common},scores={{workdir}}/scores-train/table,w_q={w_q},size={s.router},"
             f"batch={s.router_batch},steps={s.router_steps},lr=5e-4,temperature=0.25",
         )
-    router = f"{{workdir}}/router-{middle}/export"
+    router = f"{{workdir}}/router-{chosen}/export"
     # From the proxy, not from scratch as in the paper: minutes must do.
     start = f"{train},steps={s.final_steps},init_from={proxy}"
     job("final", f"final.py:{start},router={router}", **sizes)

@@ -60,7 +60,7 @@ def tokenizer_config(args) -> ConfigDict:
                 size=args.size,
                 codebook_size={"tiny": 256, "mini": 1024}.get(args.size, 16384),
                 code_dim=8,
-                qk_norm=args.size == "tiny",  # at its learning rate logits of 80 broke the runs
+                qk_norm=little,  # at their learning rates logits grew to 80, and gradients burst
                 position_init="sincos" if little else "normal",
                 position_std=1.0 if little else 0.02,
                 dtype="float32" if little else "bfloat16",
@@ -230,14 +230,14 @@ SCALES = {
     "mini64": dict(
         geometry="mini64",
         tokenizer="mini",
-        router="mini",
+        router="tiny",
         generator="mini",
         batch=4,
         strata=5,
         sizes=8,
         proxy_steps=3600,
         final_steps=500,
-        router_steps=150,
+        router_steps=200,
         generator_steps=400,
         router_batch=16,
         generator_batch=8,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, UInt8
 
 from evatok_jax import engine
 from evatok_jax.allocation.assignments import all_assignments
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.losses.next_token import next_token_loss
 from evatok_jax.models.build import build_generator, build_router, build_tokenizer
 from evatok_jax.models.ragged import check_lengths, layout, static_size
@@ -30,10 +30,7 @@ def load(directory: str | Path) -> "Tokenizer | Generator":
 
     Raises ValueError where it holds neither a tokenizer nor a generator, or anything in it is off.
     """
-    directory = Path(directory)
-    if not (directory / "export.json").exists() and (directory / "export").is_dir():
-        directory = directory / "export"
-    export = load_export(directory)
+    export = _export(directory)
     if export.kind == "tokenizer":
         return Tokenizer(export)
     if export.kind == "generator":
@@ -41,14 +38,22 @@ def load(directory: str | Path) -> "Tokenizer | Generator":
     raise ValueError(f"{directory} holds a {export.kind}: load() opens tokenizers and generators")
 
 
+def _export(directory: str | Path) -> Export:
+    """The export in a directory, or in the workdir of a finished job."""
+    directory = Path(directory)
+    if not (directory / "export.json").exists() and (directory / "export").is_dir():
+        directory = directory / "export"
+    return load_export(directory)
+
+
 class Router:
-    """Decides the lengths of clips from their pixels."""
+    """Decides the lengths of clips from their pixels. `digest` names it, wherever it is saved."""
 
     def __init__(self, export: Export, batch: int = 16):
         if "router" not in export.params:
             raise ValueError(f"an export of kind {export.kind!r} has no router")
         model = build_router(export.config["router"])
-        self.digest, self.batch = export.digest, batch
+        self.digest, self.batch = export.part_digest("router"), batch
         self.geometry = g = model.config.geometry
         self.assignments = all_assignments(g.levels, g.blocks)
         self._params = jax.device_put(export.params["router"])
@@ -84,12 +89,15 @@ class Router:
 class Tokenizer:
     """Video to tokens and back.
 
-    Clips go through in batches of at most `batch`; lengths are padded to one of eight sizes, so
-    that at most eight programs are compiled for encoding and as many for decoding.
+    Clips go through in batches of `batch`, fewer than that in the next power of two; tokens are
+    padded to one of eight sizes. So at most eight programs are compiled for encoding and as many
+    for decoding, for each of these few sizes of a batch.
+
+    Attributes of note: `digest` names the tokenizer, wherever it is saved; `.evt` files keep it.
     """
 
     def __init__(self, export: Export, batch: int = 16):
-        self.digest, self.batch = export.digest, batch
+        self.digest, self.batch = export.part_digest("tokenizer"), batch
         self.model = build_tokenizer(export.config["tokenizer"])
         self.config = self.model.config
         self.geometry = g = self.config.geometry
@@ -100,8 +108,8 @@ class Tokenizer:
         self._decode = jax.jit(partial(_decode, self.model))
 
     def use_router(self, export: Export | str | Path) -> None:
-        """Takes the router of an export or its directory; ValueError if it does not fit."""
-        router = Router(export if isinstance(export, Export) else load_export(export), self.batch)
+        """Takes the router of an export, or of what `load` opens; ValueError if it does not fit."""
+        router = Router(export if isinstance(export, Export) else _export(export), self.batch)
         if router.geometry != self.geometry:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
         self.router = router
@@ -175,17 +183,6 @@ class Tokenizer:
         """`decode(encode(...))`."""
         return self.decode(self.encode(clips, lengths, budget))
 
-    def latents(self, clips: np.ndarray, lengths: np.ndarray) -> Float[np.ndarray, "n s c"]:
-        """Latents before the quantiser, for analyses; padded to one static size."""
-        lengths = check_lengths(lengths, self.geometry.levels, self.geometry.blocks)
-        video = to_model(check_clips(clips, self.geometry.clip_shape))
-        size = int(lengths.sum(axis=1).max())
-        return np.asarray(
-            self.model.apply(
-                {"params": self.params}, video, jnp.asarray(lengths), size, method="encode"
-            )
-        )
-
     def cut(self, video: np.ndarray) -> UInt8[np.ndarray, "n f h w 3"]:
         """A video of any length as clips; the last one is filled by its last frame.
 
@@ -196,7 +193,7 @@ class Tokenizer:
         if video.ndim != 4 or video.shape[1:] != g.clip_shape[1:] or not len(video):
             raise ValueError(
                 f"video must be [frames, {g.height}, {g.width}, 3] with a frame or more, not "
-                f"{video.shape}; evatok_jax.storage.framing.fit resizes"
+                f"{video.shape}; evatok_jax.storage.framing.fit_frame resizes"
             )
         missing = -len(video) % g.frames
         video = np.concatenate([video, np.repeat(video[-1:], missing, axis=0)])
@@ -205,17 +202,22 @@ class Tokenizer:
     # ---- batches of few shapes -----------------------------------------------------------------
 
     def _parts(self, lengths):
-        """Rows of similar length in full batches, with the static size of each."""
+        """Rows of similar length, filled up to a batch, with the static size of each."""
         totals = lengths.sum(axis=1)
         order = np.argsort(totals, kind="stable")
         for first in range(0, len(order), self.batch):
-            rows = order[first : first + self.batch]
-            if (
-                len(lengths) > self.batch
-            ):  # the last batch repeats a row rather than change its shape
-                rows = np.pad(rows, (0, self.batch - len(rows)), mode="edge")
+            rows = _filled(order[first : first + self.batch], len(order), self.batch)
             longest = int(totals[rows].max())
             yield rows, static_size(longest, self.multiple, self.geometry.max_length)
+
+
+def _filled(rows: np.ndarray, total: int, batch: int) -> np.ndarray:
+    """The last row repeated, since filling costs less than compiling for one more shape.
+
+    Up to `batch`; up to the next power of two where `total` rows do not fill a batch at all.
+    """
+    size = batch if total > batch else min(batch, 1 << (len(rows) - 1).bit_length())
+    return np.pad(rows, (0, size - len(rows)), mode="edge")
 
 
 def _encode(model, params, clips, lengths, size):
@@ -239,7 +241,6 @@ class Generator:
         self.digest, self.batch = export.digest, batch
         self.model = build_generator(export.config["generator"])
         self.config = self.model.config
-        self.classes = export.extra.get("classes", [])
         self._params = jax.device_put(export.params["generator"])
         self.tokenizer = Tokenizer(export, batch)
 
@@ -262,8 +263,7 @@ class Generator:
         rng, parts = jax.random.key(seed), []
         for first in range(0, len(classes), self.batch):
             index = np.arange(first, min(first + self.batch, len(classes)))
-            padded = np.pad(index, (0, self.batch - len(index)), mode="edge")
-            own = padded if len(classes) > self.batch else index
+            own = _filled(index, len(classes), self.batch)
             tokens = engine.sample(
                 self.model,
                 self._params,

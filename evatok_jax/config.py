@@ -1,10 +1,10 @@
 """Configs: files of plain functions that take a strict argument string.
 
 `configs/proxy.py:data=ucf_mini,size=tiny` names a file and the arguments of its `get_config`. A
-file is looked for from the working directory first and then among those shipped with the package.
+file is looked for from the working directory first; where it is not, `configs/NAME.py` and a bare
+`NAME.py` mean the one shipped with the package.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import json
@@ -13,13 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-
-def nearest(word: str, known) -> str:
-    """A hint that names the known word nearest to a wrong one, and all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}"
+from evatok_jax.names import nearest
 
 
 def parse_arguments(text: str | None, **defaults) -> ConfigDict:
@@ -54,7 +48,7 @@ def _convert(key: str, value: str, default: Any):
 
 
 def find_config(path: str) -> Path:
-    """The config file: as given, or the one of that name shipped with the package.
+    """The config file: as given, or, for `configs/NAME.py` and `NAME.py`, the shipped one.
 
     Raises FileNotFoundError that lists the shipped configs.
     """
@@ -63,7 +57,8 @@ def find_config(path: str) -> Path:
     shipped = Path(__file__).parent / "configs"  # in a wheel
     if not shipped.is_dir():
         shipped = Path(__file__).parent.parent / "configs"  # in a checkout
-    if (shipped / Path(path).name).is_file():
+    # Any other folder is somebody's own: a file missing there must not turn into a shipped one.
+    if str(Path(path).parent) in (".", "configs") and (shipped / Path(path).name).is_file():
         return shipped / Path(path).name
     names = [p.stem for p in shipped.glob("*.py") if p.stem != "__init__"]
     raise FileNotFoundError(f"no config file {path!r}: {nearest(Path(path).stem, names)}")

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.api import Tokenizer
-from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import shard_path, write_shard
 from evatok_jax.interrupt import Interrupt
+from evatok_jax.names import nearest
 from evatok_jax.pretrained.lpips import load_lpips
 from evatok_jax.search.brute_force import BruteForce
 from evatok_jax.search.prefix_tree import PrefixTree

@@ -18,7 +18,6 @@ from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
 from evatok_jax.bench import Bench, Routed, looked_up, protocol, uniform
-from evatok_jax.config import nearest
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.evaluators.generation import (
@@ -28,6 +27,7 @@ from evatok_jax.evaluators.generation import (
 )
 from evatok_jax.evaluators.reconstruction import at_budget, codebook_report
 from evatok_jax.models.sequence import PADDING, to_sequence
+from evatok_jax.names import nearest
 from evatok_jax.pretrained.i3d import load_i3d
 from evatok_jax.storage.export import load_export
 

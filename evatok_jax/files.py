@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from evatok_jax.api import Tokenizer
+from evatok_jax.api import Generator, Tokenizer
 from evatok_jax.data.sources import VIDEO_SUFFIXES
 from evatok_jax.storage.evt import info, read_evt, write_evt
 from evatok_jax.storage.evt_file import EvtFile, flat_codes, padded_codes
+from evatok_jax.storage.framing import SourceInfo
 from evatok_jax.storage.video_files import Video, clips_of, write_back, write_video
 from evatok_jax.tokens import Tokens
 
@@ -27,18 +28,31 @@ def encode_file(
     target: str | Path,
     mode: str = "letterbox",
     budget: int | None = None,
+    level: int | None = None,
 ) -> dict:
     """Encodes a video of any length into an .evt file; returns what `info` says of it.
 
-    The video is letterboxed or cropped to the tokenizer's size. Raises ValueError for a file that
-    is no video, or a tokenizer without a router.
+    The video is letterboxed or cropped to the tokenizer's size. The router decides the lengths,
+    within a budget if there is one; with `level` every block has that many tokens. "notes" says
+    what is lost.
+
+    Raises ValueError for a file that is no video, for a tokenizer without a router where no level
+    is given, and for a level that it does not have.
     """
-    tokenizer = _tokenizer(model)
+    tokenizer = tokenizer_of(model)
     g = tokenizer.geometry
+    if level is None and tokenizer.router is None:
+        raise ValueError(
+            "this model has no router to decide the lengths: name one (--router=EXPORT), or give "
+            f"every block the same number of tokens (--level=N, one of {_listed(g.levels)})"
+        )
+    if level is not None and level not in g.levels:
+        raise ValueError(f"level {level}: a block has one of {_listed(g.levels)} tokens")
     clips, picture = clips_of(source, g.frames, g.height, g.width, mode)
     lengths, codes = [], []
     for part in _chunks(clips, tokenizer.batch):
-        tokens = tokenizer.encode(np.stack(part), budget=budget)
+        same = None if level is None else np.full((len(part), g.blocks), level)
+        tokens = tokenizer.encode(np.stack(part), same, budget)
         lengths.append(tokens.lengths)
         codes.append(flat_codes(tokens.codes, tokens.lengths))
     evt = EvtFile(
@@ -50,16 +64,16 @@ def encode_file(
         codes=np.concatenate(codes),
     )
     size = write_evt(target, evt)
-    lost = [f"{what} is not kept" for what in picture.lost]
-    return {"file": str(target), "bytes": size, "notes": lost, **info(evt)}
+    return {"file": str(target), "bytes": size, "notes": _notes(picture), **info(evt)}
 
 
 def decode_file(model, source: str | Path, target: str | Path) -> dict:
     """Decodes an .evt file into a video of the original length, size, rate and time stamps.
 
-    Raises ValueError where the file is damaged or was written by another tokenizer.
+    "notes" in the result says what the original had and this video has not. Raises ValueError where
+    the file is damaged or was written by another tokenizer.
     """
-    tokenizer, evt = _tokenizer(model), read_evt(source)
+    tokenizer, evt = tokenizer_of(model), read_evt(source)
     if not tokenizer.digest.startswith(evt.tokenizer):
         raise ValueError(
             f"{source} was written by tokenizer {evt.tokenizer}, this one is "
@@ -74,11 +88,20 @@ def decode_file(model, source: str | Path, target: str | Path) -> dict:
             yield from tokenizer.decode(Tokens(codes, np.zeros_like(codes), lengths))
 
     write_back(target, clips(), evt.source)
-    return {"file": str(target), "frames": evt.source.frames}
+    return {"file": str(target), "frames": evt.source.frames, "notes": _notes(evt.source)}
 
 
-def _tokenizer(model) -> Tokenizer:
+def tokenizer_of(model: Tokenizer | Generator) -> Tokenizer:
+    """The tokenizer that a model is, or has."""
     return model if isinstance(model, Tokenizer) else model.tokenizer
+
+
+def _notes(source: SourceInfo) -> list[str]:
+    return [f"{what} is not kept" for what in source.lost]
+
+
+def _listed(numbers) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def load_clips(path: str | Path, frames: int) -> UInt8[np.ndarray, "n t h w 3"]:

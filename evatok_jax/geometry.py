@@ -6,6 +6,8 @@ A geometry fixes the clip, the patch and the token levels; widths and depths are
 
 from dataclasses import dataclass
 
+from evatok_jax.names import nearest
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -97,7 +99,7 @@ GEOMETRIES = {
 
 
 def geometry(name: str) -> Geometry:
-    """The geometry of that name; KeyError lists the known ones."""
+    """The geometry of that name; ValueError names the nearest of those that there are."""
     if name not in GEOMETRIES:
-        raise KeyError(f"unknown geometry {name!r}: choose one of {', '.join(GEOMETRIES)}")
+        raise ValueError(f"unknown geometry {name!r}: {nearest(name, GEOMETRIES)}")
     return GEOMETRIES[name]

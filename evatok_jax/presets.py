@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from evatok_jax.config import nearest
 from evatok_jax.geometry import geometry
+from evatok_jax.names import nearest
 from evatok_jax.optim import default_optim
 
 CACHE = 2**30  # a split that fits is decoded once and kept in memory

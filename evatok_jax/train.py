@@ -24,8 +24,8 @@ from tqdm import tqdm
 from evatok_jax import sharding
 from evatok_jax import workdir as workdirs
 from evatok_jax.checkpoint import Checkpoints, compare_trees
-from evatok_jax.config import nearest
 from evatok_jax.interrupt import Interrupt
+from evatok_jax.names import nearest
 from evatok_jax.stages.stage import Stage, load_stage
 from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.writers import MetricWriter

@@ -12,7 +12,7 @@ import evatok_jax
 from evatok_jax import cli
 from evatok_jax.geometry import geometry
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
-from evatok_jax.storage.export import save_export
+from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.tokens import Tokens
 
 G = geometry("nano")
@@ -101,27 +101,105 @@ def test_cut_fills_the_last_clip(tokenizer, clips):
     assert (cut[1, 5:] == video[20]).all()
 
 
-def test_file_to_evt_and_back(export, tmp_path, capsys):
-    """`evatok encode`, `info` and `decode`: length, size, rate and time stamps come back."""
-    source, evt, back = (tmp_path / name for name in ("in.mp4", "out.evt", "back.mp4"))
-    with av.open(str(source), "w") as container:
+def test_few_batch_sizes_are_compiled(tokenizer, clips):
+    """Up to a batch, clips are filled up to a power of two, above it to whole batches."""
+    sizes = set()
+    for count in range(1, 40):
+        lengths = np.full((count, 4), 8)
+        sizes |= {(len(rows), size) for rows, size in tokenizer._parts(lengths)}
+    assert sizes == {(n, 32) for n in (1, 2, 4, 8, 16)}
+    lengths = np.full((3, 4), 16)
+    tokens = tokenizer.encode(clips, lengths)
+    assert tokens.codes.shape == (3, 64) and tokenizer.decode(tokens).shape == clips.shape
+
+
+def test_a_tokenizer_has_one_name_in_every_company(export, tmp_path, tokenizer):
+    """Alone, and beside a router or a generator."""
+    found = load_export(export)
+    for kind, names in (("generator", ("router", "tokenizer")), ("tokenizer", ("tokenizer",))):
+        config, params = ({n: tree[n] for n in names} for tree in (found.config, found.params))
+        save_export(tmp_path / kind, kind, config, params)
+        other = evatok_jax.api.Tokenizer(load_export(tmp_path / kind))
+        assert other.digest == tokenizer.digest
+        if other.router:
+            assert other.router.digest == tokenizer.router.digest != tokenizer.digest
+    assert evatok_jax.load(tmp_path / "tokenizer").digest == load_export(tmp_path / kind).digest
+
+
+def write_video(path, sound=False):
+    """21 frames of 48 x 36 at 30 a second."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = 48, 36, "yuv420p"
+        track = container.add_stream("aac", rate=44100, layout="mono") if sound else None
         for n in range(21):
             picture = np.full((36, 48, 3), 10 * n, np.uint8)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if sound:
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            samples.sample_rate = 44100
+            container.mux(track.encode(samples) + track.encode(None))
+    return path
+
+
+def test_file_to_evt_and_back(export, tmp_path, capsys):
+    """`evatok encode`, `info` and `decode`: length, size, rate and time stamps come back."""
+    source, evt, back = (tmp_path / name for name in ("in.mp4", "out.evt", "back.mp4"))
+    write_video(source)
     cli.main(["encode", str(source), str(evt), f"--model={export}", "--budget=64"])
+    assert not capsys.readouterr().err
     cli.main(["info", str(evt)])
+    shown = capsys.readouterr().out
+    rows = json.loads(shown)["tokens_per_block"]
+    assert len(rows) == 2 and all(f"{row}" in shown for row in rows)  # a line for each clip
     cli.main(["decode", str(evt), str(back), f"--model={export}"])
-    assert "tokens" in capsys.readouterr().out
     with av.open(str(back)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
         assert (stream.width, stream.height, len(frames)) == (48, 36, 21)
         times = [float(f.pts * stream.time_base) for f in frames]
     np.testing.assert_allclose(times, np.arange(21) / 30, atol=1e-4)
+
+
+def test_lost_sound_is_told_on_both_ways(export, tmp_path, capsys):
+    source, evt, back = (tmp_path / name for name in ("in.mp4", "out.evt", "back.mp4"))
+    write_video(source, sound=True)
+    for command in (["encode", str(source), str(evt)], ["decode", str(evt), str(back)]):
+        cli.main([*command, f"--model={export}"])
+        told = capsys.readouterr()
+        assert told.err == f"evatok {command[0]}: audio is not kept\n"
+        assert json.loads(told.out)["notes"] == ["audio is not kept"]
+
+
+def test_models_without_a_router_encode(export, tmp_path, capsys):
+    """By the router of another export, or by one level for all blocks; otherwise both are named."""
+    source, found = write_video(tmp_path / "in.mp4"), load_export(export)
+    alone = {"tokenizer": found.config["tokenizer"]}, {"tokenizer": found.params["tokenizer"]}
+    save_export(tmp_path / "proxy" / "export", "tokenizer", *alone)
+    routers = {"router": found.config["router"]}, {"router": found.params["router"]}
+    save_export(tmp_path / "router" / "export", "router", *routers)
+
+    def encoded(model, *options):
+        capsys.readouterr()
+        cli.main(["encode", str(source), str(tmp_path / "o.evt"), f"--model={model}", *options])
+        return json.loads(capsys.readouterr().out)["tokens_per_block"]
+
+    proxy = tmp_path / "proxy"
+    assert encoded(proxy, "--level=16") == [[16] * 4] * 2
+    assert encoded(proxy, f"--router={tmp_path / 'router'}", "--budget=64") == encoded(
+        export, "--budget=64"
+    )
+    for options, words in (
+        ((), ("--router=EXPORT", "--level=N, one of 8, 16, 32")),
+        (("--level=9",), ("level 9", "8, 16, 32")),
+        (("--level=8", "--budget=64"), ("--budget",)),
+    ):
+        with pytest.raises(SystemExit):
+            encoded(proxy, *options)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and all(word in error for word in words)
 
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
@@ -132,6 +210,32 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("evatok info: ") and error.count("\n") == 1
+
+
+def test_a_failed_download_is_one_line(capsys, monkeypatch):
+    """Of pip's many lines its last error is kept."""
+    words = "pip could not download x (exit 1); it said:\nWARNING: a\nERROR: b\nERROR: c\nCheck."
+
+    def fetch(names):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("evatok_jax.assets.fetch", fetch)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["assets"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error == "evatok assets: pip could not download x (exit 1); it said: ERROR: c. Check.\n"
+
+
+def test_info_of_a_generator_needs_its_tokenizer(export, capsys):
+    """It says so; with it, levels and assignments are those of the tokenizer."""
+    with pytest.raises(SystemExit):
+        cli.main(["info", "--config=configs/generator.py"])
+    assert "tokenizer=EXPORT" in capsys.readouterr().err
+    cli.main(["info", f"--config=configs/generator.py:tokenizer={export},size=tiny,classes=2"])
+    info = json.loads(capsys.readouterr().out)
+    assert info["levels"] == list(G.levels) and info["assignments"] == 81
+    assert info["parameters"]["generator"] > 0
 
 
 def test_info_of_a_config(capsys):

@@ -32,6 +32,21 @@ def test_override_is_strict():
         override(config, ["run.steps=soon"])
 
 
+def test_only_shipped_names_fall_back_to_the_shipped_configs(tmp_path, monkeypatch):
+    """From any folder; a file that is missing in a folder of one's own is missing."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("configs/proxy.py", "./configs/proxy.py", "proxy.py"):
+        assert load_config(path).name == "proxy"
+    for path in ("mine/proxy.py", f"{tmp_path}/configs/proxy.py", "../configs/proxy.py"):
+        with pytest.raises(FileNotFoundError, match="no config file"):
+            load_config(path)
+
+
+def test_unknown_geometry_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'mini64'"):
+        load_config("configs/proxy.py:geometry=mini46")
+
+
 def test_unknown_config_lists_the_known():
     with pytest.raises(FileNotFoundError, match="did you mean 'proxy'"):
         load_config("configs/proxi.py")

@@ -5,8 +5,8 @@ window is reached by seeking only to key frames that the probe has found to give
 pictures as decoding from the start.
 """
 
-import io
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,16 +15,12 @@ import av.filter
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-MAX_PIXELS = 2**26  # of one picture: a damaged header must not ask for gigabytes
-_PRESENT = 0.9  # share of its announced length that a file must have, or it counts as cut off
+from evatok_jax.data.container import PRESENT, BadVideo, open_video, reason, turns
+
 _SEEK_APART = 8  # key frames nearer than this many frames to the last one are not worth a row
 # Antialiased (the triangle widens when it shrinks), the same bits on every processor, and chroma
 # kept at full resolution while converting: without that RGB comes out 1 to 2 levels too dark.
 _SCALING = "bilinear+accurate_rnd+bitexact+full_chroma_int"
-
-
-class BadVideo(ValueError):
-    """A video that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,10 @@ class Probe:
     """What a full decode of a video found.
 
     Attributes:
-      frames, height, width: of the decoded pictures, as stored (rotation tags are not applied).
+      frames, height, width: of the decoded pictures, upright (rotation tags are applied).
       fps: average frame rate, 0 where the file does not say.
       keyframes: int64 [n, 2] of (frame number, time stamp in ticks of the stream) from which a
-      window
-        can be reached by seeking; the first row is always (0, 0) and means: from the start.
+        window can be reached by seeking; the first row is always (0, 0) and means: from the start.
     """
 
     frames: int
@@ -49,9 +44,9 @@ class Probe:
 def probe(data: bytes) -> Probe:
     """Decodes a whole video, and again from its key frames to see which of them can be trusted.
 
-    Raises BadVideo for one that is empty, is no video, has no pictures, is cut off (less than 90 %
-    of the frames or the duration that it announces), is damaged, or changes its picture's size or
-    format.
+    Raises BadVideo as `open_video` does, and for one that has no pictures, is cut off (less than
+    90 % of the frames or the duration that it announces), is damaged, or changes its picture's
+    size, format or rotation.
     """
     container, stream = _open(data)
     with container:
@@ -63,16 +58,18 @@ def probe(data: bytes) -> Probe:
                 times.append(frame.pts)
                 keys.append(frame.key_frame)
                 sums.append(_checksum(frame))
-                shapes.add((frame.height, frame.width, frame.format.name))
+                shapes.add((frame.height, frame.width, frame.format.name, turns(frame)))
         except av.FFmpegError as error:
-            raise BadVideo(f"decoding fails after {len(times)} frames: {error.strerror}") from error
+            raise BadVideo(f"decoding fails after {len(times)} frames: {reason(error)}") from error
         if not times:
             raise BadVideo("no picture in its video stream")
         if len(shapes) > 1:
-            raise BadVideo(f"the picture changes its size or format: {sorted(shapes)}")
+            raise BadVideo(f"the picture changes its size, format or rotation: {sorted(shapes)}")
         _check_length(container, stream, times)
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-    height, width, _ = shapes.pop()
+    height, width, _, turned = shapes.pop()
+    if turned.swapped:
+        height, width = width, height
     return Probe(len(times), height, width, rate, _trusted(data, times, keys, sums))
 
 
@@ -101,12 +98,12 @@ def window(
                 if done == count:
                     return clip
         except av.FFmpegError as error:
-            raise BadVideo(f"decoding fails at frame {start + done}: {error.strerror}") from error
+            raise BadVideo(f"decoding fails at frame {start + done}: {reason(error)}") from error
     raise BadVideo(f"only {done} of the frames {start} to {start + count - 1} can be decoded")
 
 
 class Fit:
-    """Crop and resize of pictures of one kind: the short side to the target's, the centre kept.
+    """Upright pictures of one kind, the short side scaled to the target's, the centre kept.
 
     The largest centred box of the target's aspect is cut out and scaled by an antialiased bilinear
     filter, which is "resize the short side, crop the centre" without scaling what is cropped away.
@@ -115,6 +112,9 @@ class Fit:
     """
 
     def __init__(self, like: av.VideoFrame, height: int, width: int):
+        self._turns = turns(like)
+        if self._turns.swapped:  # what is scaled down is cheaper to turn
+            height, width = width, height
         box_height = min(like.height, round(like.width * height / width))
         box_width = min(like.width, round(like.height * width / height))
         self._graph = graph = av.filter.Graph()
@@ -134,26 +134,12 @@ class Fit:
     def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """One picture in RGB."""
         self._graph.vpush(frame)
-        return self._graph.vpull().to_ndarray()
+        return self._turns(self._graph.vpull().to_ndarray())
 
 
 def _open(data: bytes):
-    """An opened container and its first video stream, decoding on one thread."""
-    if not data:
-        raise BadVideo("the file is empty")
-    try:
-        container = av.open(io.BytesIO(data), metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise BadVideo(f"not a video that FFmpeg can open: {error.strerror}") from error
-    if not container.streams.video:
-        container.close()
-        raise BadVideo("it has no video stream")
-    stream = container.streams.video[0]
-    if stream.width * stream.height > MAX_PIXELS:
-        container.close()
-        raise BadVideo(
-            f"pictures of {stream.width}x{stream.height} are larger than {MAX_PIXELS} pixels"
-        )
+    """An opened container and its track of pictures, decoding on one thread."""
+    container, stream = open_video(data)
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return container, stream
@@ -180,12 +166,12 @@ def _checksum(frame: av.VideoFrame) -> int:
 def _check_length(container, stream, times: list) -> None:
     """Raises BadVideo where clearly less was decoded than the file announces."""
     if stream.frames:
-        if len(times) < _PRESENT * stream.frames:
+        if len(times) < PRESENT * stream.frames:
             raise BadVideo(f"cut off: {len(times)} of {stream.frames} frames can be decoded")
     elif container.duration and not container.streams.audio and None not in times:
         # Matroska and the like announce seconds only, and count the sound in.
         seconds = float((max(times) - min(times)) * stream.time_base)
-        if len(times) > 1 and seconds * len(times) / (len(times) - 1) < _PRESENT * (
+        if len(times) > 1 and seconds * len(times) / (len(times) - 1) < PRESENT * (
             announced := container.duration / av.time_base
         ):
             raise BadVideo(f"cut off: {seconds:.2f} of {announced:.2f} seconds can be decoded")
@@ -197,11 +183,9 @@ def _trusted(data: bytes, times: list, keys: list, sums: list) -> Int64[np.ndarr
     Each is tried up to the next one. Streams with open groups of pictures or with time stamps that
     repeat (old AVI files) lose some or all of theirs and are decoded from the start.
     """
-    rows = [(0, 0)]
+    rows, uses = [(0, 0)], Counter(times)
     candidates = [
-        n
-        for n, key in enumerate(keys)
-        if key and times[n] is not None and times.count(times[n]) == 1
+        n for n, key in enumerate(keys) if key and times[n] is not None and uses[times[n]] == 1
     ]
     ends = [*candidates[1:], len(times) - 1]
     container, stream = _open(data)

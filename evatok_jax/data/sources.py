@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evatok_jax import assets
-from evatok_jax.config import nearest
+from evatok_jax.names import nearest
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 UNLABELLED = ("unlabelled",)  # the class of a source without classes; one is no class worth a gFVD

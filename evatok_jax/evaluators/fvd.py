@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.pretrained.i3d import Params, i3d_logits
 
 CHUNK = 4  # clips: about 300 MB of activations

@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.pretrained.lpips import Net, Params, load_lpips, lpips_distance, lpips_features
 
 _CHUNK_PIXELS = 2**16  # 16 frames of 64x64: about 150 MB for VGG16

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 
 PSNR_OF_EQUAL = 100.0  # dB, stands for infinity, which neither a mean nor JSON can hold
 _WINDOW, _SIGMA = 11, 1.5

@@ -6,12 +6,12 @@ It is what an export keeps, so a trained model can be rebuilt without the config
 
 from dataclasses import asdict, fields
 
-from evatok_jax.config import nearest
 from evatok_jax.geometry import GEOMETRIES, Geometry, geometry
 from evatok_jax.models import sizes
 from evatok_jax.models.generator import Generator, GeneratorConfig
 from evatok_jax.models.router import Router, RouterConfig
 from evatok_jax.models.tokenizer import Tokenizer, TokenizerConfig
+from evatok_jax.names import nearest
 
 
 def build_geometry(description: str | dict) -> Geometry:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from evatok_jax.allocation.assignments import all_assignments
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.models.ragged import layout
 from evatok_jax.models.tokenizer import Tokenizer
 from evatok_jax.pixels import to_model, to_uint8

@@ -22,6 +22,7 @@ from evatok_jax.storage.evt_file import (
     MAX_SIDE,
     MAX_TICKS,
     EvtFile,
+    check_geometry,
     code_dtype,
     flat_codes,
     padded_codes,
@@ -198,6 +199,7 @@ def _parse(body: memoryview) -> EvtFile:
         levels.append(2 * levels[-1] + bits.unzigzag(take("level")))
     clip = (count * size for count, size in zip(grid, patch, strict=True))
     geometry = Geometry(*clip, tuple(patch), tuple(levels[1:]))
+    check_geometry(geometry)
     height, width = take("height", 1, MAX_SIDE), take("width", 1, MAX_SIDE)
     source = SourceInfo(
         width=width,

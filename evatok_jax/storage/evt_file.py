@@ -24,7 +24,7 @@ class EvtFile:
     Attributes:
       codebook: number of codes; ids are below it.
       geometry: clip, patch and token levels of the tokenizer that wrote it.
-      tokenizer: the first 16 hex digits of that tokenizer's `Export.digest` (longer ones are cut).
+      tokenizer: the first 16 hex digits of that tokenizer's `digest` (longer ones are cut).
       source: size, time stamps and the like of the video.
       lengths: int32 [clips, blocks], tokens of every block, each one a level.
       codes: the ids of all tokens, clip after clip and block after block, in the smallest unsigned
@@ -46,6 +46,7 @@ class EvtFile:
             raise ValueError(f"the tokenizer's digest must be hex digits, not {self.tokenizer!r}")
         if not 2 <= self.codebook <= MAX_CODEBOOK:
             raise ValueError(f"a codebook of {self.codebook} ids: allowed are 2..{MAX_CODEBOOK}")
+        check_geometry(self.geometry)
         _check_picture(self.source, self.geometry)
         _check_times(self.source)
         lengths = _checked_lengths(np.asarray(self.lengths), self.source.frames, self.geometry)
@@ -99,13 +100,20 @@ def code_dtype(codebook: int) -> np.dtype:
     return np.min_scalar_type(codebook - 1)
 
 
-def _check_picture(source: SourceInfo, geometry: Geometry) -> None:
-    """Raises ValueError where pictures, clips and box do not fit each other or the format."""
+def check_geometry(geometry: Geometry) -> None:
+    """Raises ValueError where clips or levels exceed the format.
+
+    A level is at most two tokens a patch, so that of clips within the limits it fits an int32.
+    """
     clip = (geometry.frames, geometry.height, geometry.width)
     if max(clip) > MAX_SIDE or clip[0] * clip[1] * clip[2] > MAX_CLIP:
         raise ValueError(f"clips of {clip} exceed {MAX_SIDE} a side or {MAX_CLIP} pixels")
     if len(geometry.levels) > MAX_LEVELS:
         raise ValueError(f"{len(geometry.levels)} levels are more than {MAX_LEVELS}")
+
+
+def _check_picture(source: SourceInfo, geometry: Geometry) -> None:
+    """Raises ValueError where pictures and box do not fit each other or the format."""
     if not (1 <= source.width <= MAX_SIDE and 1 <= source.height <= MAX_SIDE):
         raise ValueError(f"pictures of {source.width}x{source.height}: 1..{MAX_SIDE} is allowed")
     if source.mode not in MODES:

@@ -52,6 +52,19 @@ class Export:
     extra: dict
     digest: str
 
+    def part_digest(self, part: str) -> str:
+        """The digest of one of several models in this export, such as the tokenizer of a generator.
+
+        It is the digest that an export of this part alone would have, of the kind `part`, and so
+        the same in whatever company the part is saved.
+
+        Raises KeyError where there is no such part.
+        """
+        sha256 = hashlib.sha256()
+        for piece in dump_tensors(flatten({part: self.params[part]})):
+            sha256.update(piece)
+        return _digest(part, {part: self.config[part]}, sha256.hexdigest())
+
 
 def save_export(
     directory: str | os.PathLike,
@@ -101,7 +114,7 @@ def save_export(
             os.rename(old, directory)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    return _digest(content)
+    return _digest(kind, config, described["sha256"])
 
 
 def load_export(directory: str | os.PathLike) -> Export:
@@ -124,7 +137,7 @@ def load_export(directory: str | os.PathLike) -> Export:
         content["config"],
         params_from_flat(flat),
         content["extra"],
-        _digest(content),
+        _digest(content["kind"], content["config"], content["params"]["sha256"]),
     )
 
 
@@ -213,7 +226,7 @@ def _plain(value: object, where: str, depth: int = 1) -> object:
     return value
 
 
-def _digest(content: dict) -> str:
-    """The name of the model: SHA-256 of what determines its results."""
-    parts = [content["kind"], content["config"], content["params"]["sha256"]]
+def _digest(kind: str, config: dict, sha256: str) -> str:
+    """The name of a model: SHA-256 of what determines its results, the tensors by their own."""
+    parts = [kind, config, sha256]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

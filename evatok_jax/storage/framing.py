@@ -134,15 +134,6 @@ def unfit_frame(frame: UInt8[np.ndarray, "h w 3"], source: SourceInfo) -> np.nda
     return _resize(frame, *source.restored_size, Image.Resampling.BICUBIC)
 
 
-def fit(
-    frames: UInt8[np.ndarray, "t h w 3"], height: int, width: int, mode: str = "letterbox"
-) -> tuple[UInt8[np.ndarray, "t height width 3"], Box]:
-    """Frames of any size as the clip shows them, and the box that `unfit_frame` needs."""
-    box = box_for(frames.shape[1:3], height, width, mode)
-    fitted = [fit_frame(frame, height, width, mode) for frame in frames]
-    return np.stack(fitted) if fitted else np.zeros((0, height, width, 3), np.uint8), box
-
-
 def unfit(clips: Iterable[np.ndarray], source: SourceInfo) -> Iterator[np.ndarray]:
     """The frames of clips (uint8 [t, h, w, 3] each) at the source's scale, the fill left out.
 

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.stream import Disposition
 from av.video.reformatter import Interpolation
 from jaxtyping import Int64, UInt8
 
+from evatok_jax.data.container import PRESENT, BadVideo, open_video, reason, turns
 from evatok_jax.storage.framing import SourceInfo, box_for, fit_frame, unfit
 
-MAX_PIXELS = 2**26  # of one picture: a damaged header must not ask for gigabytes
 SUFFIXES = (".mp4", ".m4v", ".mov")  # containers that keep any time stamp exactly
-_PRESENT = 0.9  # share of its announced length that a file must have, or it counts as cut off
 # As training data are converted: the same bits everywhere, and no shift of 1 to 2 levels in RGB.
 _CONVERSION = (
     Interpolation.BILINEAR
@@ -94,15 +92,10 @@ class Video:
         self._path = Path(path)
         if not self._path.is_file():
             raise ValueError(f"{path}: there is no such file")
-        if not self._path.stat().st_size:
-            raise ValueError(f"{path}: the file is empty")
         try:
-            # What looks like a video may be a playlist: it must not reach beyond local files.
-            options = {"protocol_whitelist": "file"}
-            address = str(self._path.absolute())
-            self._container = av.open(address, options=options, metadata_errors="ignore")
-        except (av.FFmpegError, ValueError) as error:
-            raise ValueError(f"{path}: not a video that can be read: {_why(error)}") from error
+            self._container, self._track = open_video(self._path)
+        except BadVideo as error:
+            raise ValueError(f"{path}: {error}") from error
         try:
             self._start()
         except BaseException:
@@ -110,20 +103,8 @@ class Video:
             raise
 
     def _start(self) -> None:
-        """Finds the video track and its first frame, which alone tells how it is to be shown."""
-        streams = self._container.streams
-        self.had_audio = bool(streams.audio)
-        covers = Disposition.attached_pic
-        tracks = [track for track in streams.video if not track.disposition & covers]
-        if not tracks:
-            has = "only sound" if self.had_audio else "no video track"
-            raise ValueError(f"{self._path}: it has {has}, nothing to look at")
-        self._track = tracks[0]
-        if self._track.codec_context is None:
-            raise ValueError(f"{self._path}: there is no decoder for its codec")
-        pixels = self._track.width * self._track.height
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"{self._path}: pictures of {pixels} pixels, above {MAX_PIXELS}")
+        """Decodes the first frame, which alone tells how the video is to be shown."""
+        self.had_audio = bool(self._container.streams.audio)
         self.time_base = self._track.time_base
         self.timestamps = np.zeros(0, np.int64)
         decoded = self._decode()
@@ -134,7 +115,7 @@ class Video:
         frame, picture = first
         self.height, self.width = picture.shape[:2]
         aspect = self._track.sample_aspect_ratio or Fraction(1)
-        self.pixel_aspect = 1 / aspect if _turns(frame)[0] else aspect
+        self.pixel_aspect = 1 / aspect if turns(frame).swapped else aspect
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, np.ndarray]]:
         """The frames in the order of showing, each with its upright picture."""
@@ -151,11 +132,11 @@ class Video:
                     raise ValueError("data are missing")
         except (av.FFmpegError, ValueError) as error:
             raise ValueError(
-                f"{self._path}: unreadable after {frames} frames: {_why(error)}"
+                f"{self._path}: unreadable after {frames} frames: {reason(error)}"
             ) from error
         # Edit lists of the mov family hide packets on purpose; elsewhere the count is a promise.
         promised = 0 if "mov" in self._container.format.name else self._track.frames
-        if packets < _PRESENT * promised:
+        if packets < PRESENT * promised:
             raise ValueError(f"{self._path}: cut off, it has {packets} of {promised} frames")
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -192,7 +173,7 @@ class Video:
         if not promised and len(container.streams) == 1:
             promised = Fraction(container.duration or 0, av.time_base)
         seconds = int(times[-1] - times[0]) * self.time_base
-        if seconds < _PRESENT * promised:
+        if seconds < PRESENT * promised:
             there = f"{float(seconds):.2f} s of {float(promised):.2f} s are there"
             raise ValueError(f"{self._path}: cut off, {there}")
 
@@ -226,7 +207,7 @@ def write_video(
     except OSError:
         raise
     except (av.FFmpegError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be written: {_why(error)}") from error
+        raise ValueError(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -278,11 +259,6 @@ def _encode(
         encode(None)
 
 
-def _why(error: Exception) -> str:
-    """The reason without error numbers and names of C functions."""
-    return getattr(error, "strerror", None) or str(error)
-
-
 def _increasing(times: list[int | None], duration: int) -> np.ndarray | None:
     """Start times and the end of the last frame, or None where they do not increase.
 
@@ -303,27 +279,7 @@ def _increasing(times: list[int | None], duration: int) -> np.ndarray | None:
     return np.append(ticks, ticks[-1] + (duration or usual))
 
 
-def _turns(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How a frame is shown: axes swapped; then mirrored top to bottom, left to right.
-
-    Raises ValueError on a display matrix that turns by less than a quarter.
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    # x' = a x + c y and y' = b x + d y, in 16.16 fixed point (ISO/IEC 14496-12, 8.3.2).
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    if a and d and not b and not c:
-        return False, d < 0, a < 0
-    if b and c and not a and not d:
-        return True, b < 0, c < 0
-    raise ValueError(f"the display matrix {(a, b, c, d)} is no quarter turn")
-
-
 def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     """A frame as it is meant to be seen, 8-bit RGB."""
     picture = frame.to_ndarray(format="rgb24", interpolation=_CONVERSION)
-    swapped, upside_down, mirrored = _turns(frame)
-    if swapped:
-        picture = picture.transpose(1, 0, 2)
-    return picture[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return turns(frame)(picture)

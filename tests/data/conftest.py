@@ -29,13 +29,24 @@ def moving_pictures(frames: int, height: int = 32, width: int = 40, seed: int = 
     return (127 + 90 * wave + 20 * (t % 3 - 1)).clip(0, 255).astype(np.uint8)
 
 
-def write_video(path: Path, pictures: np.ndarray, kind: str = "avi", rate: int = 25) -> Path:
-    """Writes pictures [n, h, w, 3] as a video of one of KINDS, whose suffix `path` should have."""
+def write_video(
+    path: Path,
+    pictures: np.ndarray,
+    kind: str = "avi",
+    rate: int = 25,
+    rotation: dict | None = None,
+) -> Path:
+    """Writes pictures [n, h, w, 3] as a video of one of KINDS, whose suffix `path` should have.
+
+    `rotation` are arguments of PyAV's `set_display_rotation`.
+    """
     _, codec, options = KINDS[kind]
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = pictures.shape[1:3]
+        if rotation:
+            stream.set_display_rotation(**rotation)
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for picture in pictures:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -5,9 +5,12 @@ import csv
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
-from evatok_jax.data.decode import BadVideo, Fit, probe, window
+from evatok_jax.data.container import BadVideo
+from evatok_jax.data.decode import Fit, probe, window
+from evatok_jax.storage.video_files import Video
 
 
 def decode_all(path, height, width):
@@ -97,14 +100,68 @@ def test_bad_videos_say_why(tmp_path, videos):
     mkv = videos.write(tmp_path / "good.mkv", videos.pictures(60), "mkv").read_bytes()
     for data, reason in [
         (b"", "empty"),
-        (b"no video" * 100, "FFmpeg"),
-        (videos.sound(tmp_path / "sound.mp4").read_bytes(), "no video stream"),
+        (b"no video" * 100, "not a video"),
+        (videos.sound(tmp_path / "sound.mp4").read_bytes(), "only sound"),
+        (good.replace(b"FMP4", b"????"), "no decoder"),
         (good[: len(good) // 2], "cut off|damaged|decoding fails"),
-        (mp4[: len(mp4) // 2], "FFmpeg"),
+        (mp4[: len(mp4) // 2], "not a video"),
         (mkv[: len(mkv) // 2], "cut off|damaged|decoding fails"),
     ]:
         with pytest.raises(BadVideo, match=reason):
             probe(data)
+
+
+def test_records_reach_nothing_else(tmp_path, videos, monkeypatch):
+    """A record that is a playlist must not open the files that it names."""
+    videos.write(tmp_path / "video.mp4", videos.pictures(20), "mp4-b-frames")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadVideo):
+        probe(b"ffconcat version 1.0\nfile video.mp4\n")
+
+
+@pytest.mark.parametrize(
+    ("rotation", "turn"),
+    [
+        ({"degrees": 90}, lambda f: np.rot90(f, 1, (1, 2))),
+        ({"degrees": -90}, lambda f: np.rot90(f, -1, (1, 2))),
+        ({"degrees": 180}, lambda f: np.rot90(f, 2, (1, 2))),
+        ({"degrees": 0, "hflip": True}, lambda f: f[:, :, ::-1]),
+    ],
+)
+def test_pictures_come_upright(tmp_path, videos, rotation, turn):
+    """As in `Video`, in probes and in windows that are reached by seeking."""
+    pictures = videos.pictures(30, 32, 48)
+    plain = videos.write(tmp_path / "plain.mp4", pictures, "mp4-b-frames").read_bytes()
+    path = videos.write(tmp_path / "turned.mp4", pictures, "mp4-b-frames", rotation=rotation)
+    data, shown = path.read_bytes(), np.stack(list(Video(path)))
+    found = probe(data)
+    assert len(found.keyframes) > 1
+    assert (found.frames, found.height, found.width) == shown.shape[:3]
+    stored = (16, 24) if shown.shape[1:3] == (32, 48) else (24, 16)
+    clip = window(data, 20, 5, *stored, found.keyframes)
+    expected = turn(window(plain, 20, 5, 16, 24, found.keyframes))
+    np.testing.assert_array_equal(clip, expected)
+    halved = shown[20:25].reshape(5, stored[0], 2, stored[1], 2, 3).mean((2, 4))
+    assert np.abs(clip - halved).mean() < 8
+
+
+def test_cover_art_is_no_video(tmp_path, videos):
+    """A song with a picture is no video, to neither reader."""
+    path = tmp_path / "song.m4a"
+    picture = av.VideoFrame.from_ndarray(videos.pictures(1, 16, 16)[0], format="rgb24")
+    sound = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+    sound.sample_rate = 16000
+    with av.open(str(path), "w", format="mp4") as out:
+        song, cover = out.add_stream("aac", rate=16000), out.add_stream("png", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 16, 16, "rgb24"
+        cover.disposition = Disposition.attached_pic
+        for stream, frame in ((song, sound), (cover, picture)):
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+    with pytest.raises(BadVideo, match="only sound"):
+        probe(path.read_bytes())
+    with pytest.raises(ValueError, match="only sound"):
+        Video(path)
 
 
 def test_a_window_past_the_end_is_an_error(tmp_path, videos):

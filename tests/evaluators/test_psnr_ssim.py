@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate1d
 
-from evatok_jax.evaluators.chunks import in_chunks
+from evatok_jax.chunks import in_chunks
 from evatok_jax.evaluators.psnr_ssim import clip_psnr, clip_ssim
 
 

@@ -51,6 +51,24 @@ def test_tensors_open_with_the_safetensors_library(tmp_path):
     assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in library.items()} == bits_of(params)
 
 
+def test_a_part_has_the_digest_of_its_own_export(tmp_path):
+    """Whatever it is saved with, in whatever order; other numbers are another model."""
+    own, other = {"w": np.ones(3, np.float32)}, {"v": np.zeros(2, np.int32)}
+    config = {"size": "tiny", "n": 1}
+    alone = save_export(tmp_path / "a", "tokenizer", {"tokenizer": config}, {"tokenizer": own})
+    both = {"router": {}, "tokenizer": dict(reversed(config.items()))}
+    for kind, params in (
+        ("generator", {"router": other, "tokenizer": own}),
+        ("tokenizer", {"tokenizer": own, "router": {"v": other["v"] + 1}}),
+    ):
+        save_export(tmp_path / "b", kind, both, params)
+        assert load_export(tmp_path / "b").part_digest("tokenizer") == alone
+    save_export(
+        tmp_path / "b", "tokenizer", both, {"router": other, "tokenizer": {"w": own["w"] * 2}}
+    )
+    assert load_export(tmp_path / "b").part_digest("tokenizer") != alone
+
+
 def test_digest_names_the_model_and_not_the_notes(tmp_path):
     params, other = params_of_all_dtypes(), params_of_all_dtypes(1)
 

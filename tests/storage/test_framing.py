@@ -9,7 +9,6 @@ from evatok_jax.storage.framing import (
     Box,
     SourceInfo,
     box_for,
-    fit,
     fit_frame,
     unfit,
     unfit_frame,
@@ -65,7 +64,8 @@ def test_letterbox_restores_the_source_size_and_crop_that_of_its_region(size):
 @pytest.mark.parametrize("mode", ["letterbox", "crop"])
 def test_fit_and_back_keeps_smooth_pictures(mode, moving):
     frames = moving(2, 48, 80)
-    fitted, box = fit(frames, 64, 64, mode)
+    box = box_for((48, 80), 64, 64, mode)
+    fitted = np.stack([fit_frame(frame, 64, 64, mode) for frame in frames])
     source = source_of((48, 80), mode)
     back = np.stack([unfit_frame(frame, source) for frame in fitted]).astype(int)
     if mode == "crop":
@@ -76,7 +76,7 @@ def test_fit_and_back_keeps_smooth_pictures(mode, moving):
 def test_pictures_of_the_clip_size_pass_untouched():
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     for mode in ("letterbox", "crop"):
-        fitted, _ = fit(frames, 64, 64, mode)
+        fitted = np.stack([fit_frame(frame, 64, 64, mode) for frame in frames])
         assert np.array_equal(fitted, frames)
         assert np.array_equal(unfit_frame(fitted[0], source_of((64, 64), mode)), frames[0])
 

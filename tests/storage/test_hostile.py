@@ -185,6 +185,18 @@ def test_evt_files_that_claim_much_stay_in_bounds(frames, variable, peak):
     assert peak() <= MEMORY + 4 * len(data)
 
 
+def test_a_clip_of_gigapixels_is_refused_before_its_levels_are_used():
+    """A grid of 65536 x 65536 patches allows levels that no int32 holds."""
+    levels, numbers = (1, 2**30, 2**31 + 2, 2**32), []
+    for before, level in zip((0, *levels), levels, strict=False):
+        numbers.append(bits.zigzag(level - 2 * before))
+    grid, patch, picture, rest = [1, 65536, 65536], [1, 1, 1], [9, 9, 0, 65527, 0, 65527], [1, 25]
+    header = [0, 2, *grid, *patch, len(levels), *numbers, *picture, *rest, 1, 0, 1]
+    data = crafted(header, bits.pack(np.array([3]), 4) + bytes(1))
+    with pytest.raises(ValueError, match=r"clips of .* exceed"):
+        evt.loads(data)
+
+
 def test_files_beyond_the_memory_bound_are_not_written_either(make_evt):
     times, lengths = np.arange(1_600_001), np.full((100_000, 4), 8)
     with pytest.raises(ValueError, match="is refused"):

@@ -1,0 +1,96 @@
+"""Opening video files and turning their pictures upright: one set of rules for all readers.
+
+Training data and videos that are encoded come through here, so that both mean the same by "a video
+that can be read", and a tokenizer meets pictures the way it has learned them.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.stream import Disposition
+from jaxtyping import UInt8
+
+MAX_PIXELS = 2**26  # of one picture: a damaged header must not ask for gigabytes
+PRESENT = 0.9  # share of its announced length that a file must have, or it counts as cut off
+
+
+class BadVideo(ValueError):
+    """A video that cannot be used; the message says why."""
+
+
+def open_video(source: Path | bytes):
+    """An opened container, which the caller closes, and the track of pictures in it.
+
+    Raises BadVideo for what is empty, is no video, has no track of pictures (cover art is none),
+    needs a decoder that is not there, or has pictures above `MAX_PIXELS`.
+    """
+    if not (source if isinstance(source, bytes) else source.stat().st_size):
+        raise BadVideo("the file is empty")
+    # What looks like a video may be a playlist: it must not reach beyond local files, and from a
+    # record of a data set, which holds all that there is of it, nowhere.
+    if isinstance(source, bytes):
+        file, reach = BytesIO(source), "none"
+    else:
+        file, reach = str(source.absolute()), "file"
+    try:
+        container = av.open(file, options={"protocol_whitelist": reach}, metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise BadVideo(f"not a video that can be read: {reason(error)}") from error
+    try:
+        return container, _track(container.streams)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _track(streams):
+    """The first track of pictures, if it can be decoded."""
+    tracks = [t for t in streams.video if not t.disposition & Disposition.attached_pic]
+    if not tracks:
+        has = "only sound" if streams.audio else "no video track"
+        raise BadVideo(f"it has {has}, nothing to look at")
+    track = tracks[0]
+    if track.codec_context is None:
+        raise BadVideo("there is no decoder for its codec")
+    if track.width * track.height > MAX_PIXELS:
+        raise BadVideo(f"pictures of {track.width}x{track.height} pixels, above {MAX_PIXELS}")
+    return track
+
+
+class Turns(NamedTuple):
+    """How a stored picture becomes an upright one: axes swapped first, then mirrored."""
+
+    swapped: bool = False
+    upside_down: bool = False
+    mirrored: bool = False
+
+    def __call__(self, picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """The picture as it is meant to be seen; a view."""
+        if self.swapped:
+            picture = picture.transpose(1, 0, 2)
+        return picture[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+
+
+def turns(frame: av.VideoFrame) -> Turns:
+    """How a frame is to be turned, by its rotation tag.
+
+    Raises BadVideo on a display matrix that turns by less than a quarter.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Turns()
+    # x' = a x + c y and y' = b x + d y, in 16.16 fixed point (ISO/IEC 14496-12, 8.3.2).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if a and d and not b and not c:
+        return Turns(False, d < 0, a < 0)
+    if b and c and not a and not d:
+        return Turns(True, b < 0, c < 0)
+    raise BadVideo(f"the display matrix {(a, b, c, d)} is no quarter turn")
+
+
+def reason(error: Exception) -> str:
+    """The reason without error numbers and names of C functions."""
+    return getattr(error, "strerror", None) or str(error)

@@ -34,3 +34,10 @@ GENERATORS = {
     "GPT-L": StackConfig(1024, 24, 16),
     "GPT-L-plus": StackConfig(1280, 30, 20),
 }
+
+# "LARP" is the discriminator of LARP's large run (EVATok's proxy and plain final tokenizers).
+DISCRIMINATORS = {
+    "tiny": StackConfig(64, 2, 1),
+    "mini": StackConfig(128, 3, 2),
+    "LARP": StackConfig(512, 12, 8),
+}

@@ -160,6 +160,15 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
         return {key: arrays[key] for key in arrays.files}
 
 
+def keep(name: str, pieces: Iterable[bytes]) -> Path:
+    """Writes an asset that was converted from a file of the user's; returns where it lies."""
+    target = asset_dir() / name
+    with replacing(target) as file:
+        for piece in pieces:
+            file.write(piece)
+    return target
+
+
 def fetch(
     names: Iterable[str] | None = None, progress: Callable[[str], Any] = print
 ) -> dict[str, Path]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 
 from evatok_jax.geometry import GEOMETRIES, Geometry, geometry
 from evatok_jax.models import sizes
+from evatok_jax.models.discriminators import TransformerDiscriminator
 from evatok_jax.models.generator import Generator, GeneratorConfig
 from evatok_jax.models.router import Router, RouterConfig
 from evatok_jax.models.tokenizer import Tokenizer, TokenizerConfig
@@ -64,6 +65,14 @@ def build_generator(description: dict) -> Generator:
     values.pop("size")
     _check(values, [f.name for f in fields(GeneratorConfig)], "generator")
     return Generator(GeneratorConfig(**values))
+
+
+def build_discriminator(
+    geometry: Geometry, size: str, patch_logits: bool, dtype: str, remat: bool
+) -> TransformerDiscriminator:
+    """LARP's discriminator by the name of its size."""
+    stack = _size(sizes.DISCRIMINATORS, size)
+    return TransformerDiscriminator(geometry, stack, patch_logits, dtype, remat)
 
 
 def describe_geometry(name: str) -> dict:

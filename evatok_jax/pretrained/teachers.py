@@ -1,0 +1,68 @@
+"""The frozen video ViTs by name, and where their weights lie.
+
+Their weights are on no package index: `evatok assets --convert NAME=FILE` makes the asset from a
+published file (`convert` knows the layouts), and pins its hash in the protocol of a run.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from evatok_jax import assets
+from evatok_jax.names import nearest
+from evatok_jax.pretrained.convert import (
+    HF_VIDEOMAE,
+    HF_VJEPA2,
+    INTERNVIDEO,
+    Names,
+    convert_vit,
+    read_weights,
+)
+from evatok_jax.pretrained.vit import VIDEOMAE_B, VJEPA2_L, VitConfig
+from evatok_jax.storage.tensors import dump_tensors, flatten, load_tensors, params_from_flat
+
+# Each name with the layouts in which it is published. "tiny" ones are for tests: random weights of
+# the right shapes, from `random_vit`.
+TEACHERS: dict[str, tuple[VitConfig, tuple[Names, ...]]] = {
+    "videomae_b": (VIDEOMAE_B, (INTERNVIDEO, HF_VIDEOMAE)),
+    "vjepa2_l": (VJEPA2_L, (HF_VJEPA2,)),
+}
+
+
+def teacher(name: str) -> VitConfig:
+    """The shape of a teacher; ValueError for an unknown name."""
+    if name not in TEACHERS:
+        raise ValueError(f"unknown teacher {name!r}: {nearest(name, TEACHERS)}")
+    return TEACHERS[name][0]
+
+
+def convert(name: str, source: str | Path) -> Path:
+    """Makes the asset `name` from a published file; returns where it lies.
+
+    Raises ValueError where the file fits no layout in which this network is published.
+    """
+    config, layouts = teacher(name), TEACHERS[name][1]
+    flat, reasons = read_weights(source), []
+    for names in layouts:
+        try:
+            tree = convert_vit(flat, config, names)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        return assets.keep(f"{name}.safetensors", dump_tensors(flatten(tree)))
+    raise ValueError(f"{source} is no {name}: " + "; or ".join(reasons))
+
+
+def load_vit(name: str) -> dict:
+    """The weights of a teacher, fp32, in the tree of `vit_spec`.
+
+    Raises assets.AssetMissing, naming the command to run, where there are none.
+    """
+    teacher(name)
+    path = assets.asset_dir() / f"{name}.safetensors"
+    if not path.exists():
+        raise assets.AssetMissing(
+            f"the weights of {name} are not in {path.parent}: download them as docs/teachers.md "
+            f"says and run `evatok assets --convert {name}=FILE`"
+        )
+    return params_from_flat(load_tensors(np.fromfile(path, np.uint8)))

@@ -67,6 +67,28 @@ def tokenizer_config(args) -> ConfigDict:
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
             codebook_start="data" if little else "uniform",
+            adversary=dict(
+                kind="none",  # transformer (LARP's), videomae (the headline models), none
+                weight=0.3,
+                start=0 if little else 20_000,
+                every=5,
+                size=args.size if little else "LARP",
+                patch_logits=False,
+                teacher="videomae_b",
+                virtual_batch=8,
+                lecam=0.001,
+                lecam_decay=0.999,
+                dtype="float32" if little else "bfloat16",
+                remat=not little,
+            ),
+            alignment=dict(
+                weight=0.0,  # the paper's: 0.7
+                teacher="vjepa2_l",
+                layer=3,
+                side="decoder",
+                hidden=3072,
+                dtype="float32" if little else "bfloat16",
+            ),
             lengths=dict(
                 rule="fixed",
                 fixed=(g.levels[len(g.levels) // 2],) * g.blocks,
@@ -81,6 +103,7 @@ def tokenizer_config(args) -> ConfigDict:
                 codebook=1.0,
                 commitment=0.25,
                 entropy=0.02,
+                kl=1e-6,
                 lpips_net="vgg",
                 lpips_frames=1 if little else 0,  # random frames of a clip; 0 is all
                 lpips_clips=max(args.batch // 4, 1) if little else 0,  # clips of a batch; 0 is all

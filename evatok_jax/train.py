@@ -128,8 +128,12 @@ class Steps:
         self._compiled = {}
 
     def __call__(self, step: int, static):
-        periods = self._stage.periods
-        groups = tuple(g for g, every in periods.items() if step % every == 0)
+        stage = self._stage
+        groups = tuple(
+            g
+            for g, every in stage.periods.items()
+            if step % every == 0 and step >= stage.starts.get(g, 0)
+        )
         key = (groups, static)
         if key not in self._compiled:
             fn = make_step(self._stage, self._optimizers, groups, static, self._accumulate)

@@ -39,7 +39,8 @@ def _check(description: dict, known, what: str) -> None:
 
 
 def _config(cls, description: dict, **stacks):
-    description = {**description, "geometry": build_geometry(description["geometry"])} | stacks
+    description = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    description |= {"geometry": build_geometry(description["geometry"])} | stacks
     description.pop("size", None)
     _check(description, [f.name for f in fields(cls)], cls.__name__)
     return cls(**description)

@@ -33,7 +33,9 @@ class Adversary:
         self.config, self.geometry = config, geometry
         kinds = {"transformer": self._pixels, "videomae": self._features}
         if config.kind not in kinds:
-            raise ValueError(f"unknown adversary.kind {config.kind!r}: {nearest(config.kind, kinds)}")
+            raise ValueError(
+                f"unknown adversary.kind {config.kind!r}: {nearest(config.kind, kinds)}"
+            )
         self.look = kinds[config.kind]
         self._vit = None
         if config.kind == "videomae":

@@ -25,6 +25,7 @@ class Stage(Protocol):
 
     config: ConfigDict
     periods: Mapping[str, int]  # group -> every how many steps it learns
+    starts: Mapping[str, int]  # group -> the first step at which it may, for groups that wait
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
     inputs: Mapping[str, str]  # name -> digest of the trained models that it works with
 
@@ -72,7 +73,7 @@ class BaseStage:
         self.config = config
         self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
-        self.inputs = {}
+        self.inputs, self.starts = {}, {}
 
     def clips(self, start: int, **more) -> Iterator[dict]:
         """This process's clips of the config's data, at the size of `self.geometry`."""
@@ -113,7 +114,9 @@ class BaseStage:
     def optimizers(self, steps):
         """The optimisers that the config describes, group by group."""
         return {
-            group: optimizer(settings, -(-steps // self.periods[group]))
+            group: optimizer(
+                settings, max(-(-(steps - self.starts.get(group, 0)) // self.periods[group]), 1)
+            )
             for group, settings in self.config.optim.items()
         }
 

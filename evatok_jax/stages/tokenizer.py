@@ -14,17 +14,24 @@ from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
 from evatok_jax.config import to_plain
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
-from evatok_jax.models.quantizer import normalize
+from evatok_jax.models.dropout import split_keys
+from evatok_jax.models.quantizers import normalize
 from evatok_jax.models.ragged import check_lengths, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
 from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
+from evatok_jax.stages.adversary import Adversary
+from evatok_jax.stages.aligner import Aligner
 from evatok_jax.stages.stage import BaseStage, sample_keys
 from evatok_jax.storage.export import load_export
 
 
 class TokenizerStage(BaseStage):
-    """Trains a tokenizer; its one group is "tokenizer"."""
+    """Trains a tokenizer, alone or with an adversary and an aligner.
+
+    Groups are "tokenizer", "discriminator" where `adversary.kind` names one, and "alignment" (phi)
+    where `alignment.weight` is above 0; phi learns by the tokenizer's loss.
+    """
 
     def __init__(self, config):
         super().__init__(config)
@@ -33,6 +40,14 @@ class TokenizerStage(BaseStage):
         }
         self.model = build_tokenizer(self.description)
         self.geometry = self.model.config.geometry
+        self.adversary = self.aligner = None
+        if config.adversary.kind != "none":
+            self.adversary = Adversary(config.adversary, self.geometry)
+            self.periods["discriminator"] = config.adversary.every
+            self.starts["discriminator"] = config.adversary.start
+        if config.alignment.weight:
+            width = self.model.config.decoder.width
+            self.aligner = Aligner(config.alignment, self.geometry, width)
         self._router_export = None
         rule = config.lengths.rule
         if rule == "random":
@@ -88,7 +103,12 @@ class TokenizerStage(BaseStage):
             params = _keys_like_queries(params)
         if self.config.codebook_start == "data":
             params = self._codes_from_data(params, batch, rng)
-        return {"tokenizer": params}, {}
+        groups, state = {"tokenizer": params}, {}
+        if self.adversary:
+            groups["discriminator"], state = self.adversary.init(jax.random.fold_in(rng, 2))
+        if self.aligner:
+            groups["alignment"] = self.aligner.init(jax.random.fold_in(rng, 3))
+        return groups, state
 
     def _codes_from_data(self, params, batch, rng):
         """Codes that start as latents of the first batch, spread a little.
@@ -111,20 +131,31 @@ class TokenizerStage(BaseStage):
         if self._router_export:
             router = self._router_export.params["router"]
             spec["router"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), router)
+        for part in filter(None, (self.adversary, self.aligner)):
+            spec |= part.frozen_spec()
         return spec
 
     def load_frozen(self):
         frozen = {"lpips": load_lpips(self.config.loss.lpips_net)}
         if self._router_export:
             frozen["router"] = self._router_export.params["router"]
+        for part in filter(None, (self.adversary, self.aligner)):
+            frozen |= part.load_frozen()
         return frozen
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
-        """L1 + LPIPS + codebook + 0.25 commitment + 0.02 entropy (EVATok Eq. 1, sec. 3)."""
-        weights = self.config.loss
-        video = to_model(batch["video"])
-        fake, q = self.model.apply(
-            {"params": params["tokenizer"]}, video, batch["lengths"], size=static
+        """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1, sec. 3), and the discriminator's."""
+        weights, learns = self.config.loss, "discriminator" in groups
+        video, keys = to_model(batch["video"]), sample_keys(rng, batch)
+        keys = split_keys(keys, 5)
+        fake, q, features = self.model.apply(
+            {"params": params["tokenizer"]},
+            video,
+            batch["lengths"],
+            static,
+            keys[0],
+            tap=self.config.alignment.layer if self.aligner else 0,
+            method="training_pass",
         )
         scored = max(weights.lpips_clips // self.config.accumulate, 1)
         scored = scored if weights.lpips_clips else len(video)
@@ -134,25 +165,56 @@ class TokenizerStage(BaseStage):
                 frozen["lpips"],
                 video[:scored],
                 fake[:scored],
-                sample_keys(rng, batch)[:scored],
+                keys[1, :scored],
                 weights.lpips_frames,
                 weights.lpips_net,
             ),
-            "codebook": q.codebook_loss,
-            "commitment": q.commitment_loss,
-            "entropy": q.entropy_loss,
+            **q.losses,
         }
         loss = sum(weights[name] * value for name, value in parts.items())
+        losses, metrics = {}, parts
+        if self.aligner:
+            seen = self.aligner.look(frozen, video)
+            metrics["alignment"] = self.aligner.loss(params["alignment"], features, seen)
+            loss = loss + self.config.alignment.weight * metrics["alignment"]
+            losses["alignment"] = jnp.zeros(())  # phi's gradient is that of the tokenizer's loss
+        if self.adversary:
+            judge = params["discriminator"]
+            fooled, seen = self._fool(judge, state, frozen, fake, keys[2], step)
+            metrics["adversarial"] = fooled
+            loss = loss + self.config.adversary.weight * fooled
+        if learns:
+            real = self.adversary.look(frozen, video, keys[3])
+            losses["discriminator"], state, more = self.adversary.judge(
+                judge, state, real, seen, keys[4]
+            )
+            metrics |= more
         usage = q.usage / jnp.maximum(q.usage.sum(), 1.0)
-        metrics = {
-            **parts,
+        metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean((fake - video) ** 2, axis=(1, 2, 3, 4))).mean(),
             "tokens": batch["lengths"].sum(axis=1).mean(dtype=jnp.float32),
             "padding": 1.0 - batch["lengths"].sum() / (len(video) * static),
             "code_perplexity": jnp.exp(-jnp.sum(usage * jnp.log(usage + 1e-10))),
             "code_usage": jnp.mean(q.usage > 0, dtype=jnp.float32),
         }
-        return {"tokenizer": loss}, state, metrics
+        return {"tokenizer": loss, **losses}, state, metrics
+
+    def _fool(self, judge, state, frozen, fake, keys, step):
+        """The adversarial loss and what the judge sees; before the start, 0 at no cost."""
+        start = self.config.adversary.start
+
+        def looked(fake):
+            seen = self.adversary.look(frozen, fake, keys)
+            return self.adversary.fool(judge, state, seen), seen
+
+        if not start:
+            return looked(fake)
+
+        def idle(fake):
+            shapes = jax.eval_shape(looked, fake)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return jax.lax.cond(step >= start, looked, idle, fake)
 
     def export(self, params):
         """The tokenizer, with the router that decides its lengths if there is one."""

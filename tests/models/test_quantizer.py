@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from evatok_jax.models.quantizer import VectorQuantizer
+
 from evatok_jax.models.ragged import layout
 
 LENGTHS = jnp.array([[3, 2], [1, 1]])

@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 
+from evatok_jax.atomic import replacing
+
 
 class AssetMissing(FileNotFoundError):
     """An asset is not in the asset folder; the message names the command that fetches it."""

@@ -26,7 +26,7 @@ class LecamAverages:
         return cls(jnp.zeros(()), jnp.zeros(()))
 
     def update(
-        self, real: Float[Array, "b *n"], fake: Float[Array, "b *n"], decay: float
+        self, real: Float[Array, "b n"], fake: Float[Array, "b n"], decay: float
     ) -> "LecamAverages":
         """Averages that have seen these logits too."""
         stop = jax.lax.stop_gradient
@@ -37,13 +37,13 @@ class LecamAverages:
         return LecamAverages(moved(self.real, real), moved(self.fake, fake))
 
 
-def generator_loss(fake: Float[Array, "b *n"]) -> Float[Array, ""]:
+def generator_loss(fake: Float[Array, "b n"]) -> Float[Array, ""]:
     """Non-saturating: -log D(fake), averaged over logits."""
     return jax.nn.softplus(-fake).mean()
 
 
 def discriminator_loss(
-    real: Float[Array, "b *n"], fake: Float[Array, "b *n"], keys: Key[Array, " b"]
+    real: Float[Array, "b n"], fake: Float[Array, "b n"], keys: Key[Array, " b"]
 ) -> Float[Array, ""]:
     """Mean of the cross-entropies of both sides with noisy targets, one key per sample."""
 
@@ -56,13 +56,13 @@ def discriminator_loss(
     return (cross_entropy(real, real_targets) + cross_entropy(fake, fake_targets)) / 2
 
 
-def cross_entropy(logits: Float[Array, "*n"], targets: Float[Array, "*n"]) -> Float[Array, ""]:
+def cross_entropy(logits: Float[Array, "b n"], targets: Float[Array, "b n"]) -> Float[Array, ""]:
     """Mean binary cross-entropy of logits with targets in [0, 1]."""
     return (jax.nn.softplus(logits) - targets * logits).mean()
 
 
 def lecam(
-    real: Float[Array, "b *n"], fake: Float[Array, "b *n"], averages: LecamAverages
+    real: Float[Array, "b n"], fake: Float[Array, "b n"], averages: LecamAverages
 ) -> Float[Array, ""]:
     """LeCam's regulariser: real logits above the fake average, fake ones below the real one."""
     above = jax.nn.relu(real - averages.fake)
@@ -70,7 +70,7 @@ def lecam(
     return jnp.square(above).mean() + jnp.square(below).mean()
 
 
-def accuracy(real: Float[Array, "b *n"], fake: Float[Array, "b *n"]) -> Float[Array, ""]:
+def accuracy(real: Float[Array, "b n"], fake: Float[Array, "b n"]) -> Float[Array, ""]:
     """Share of clips that the sign of their mean logit tells right."""
     right = [(side.reshape(len(side), -1).mean(axis=1) > 0) for side in (real, fake)]
     return (right[0].mean() + 1.0 - right[1].mean()) / 2

@@ -1,4 +1,4 @@
-"""DiffAugment (Zhao et al. 2020) for clips: what the discriminator sees is jittered, differentiably.
+"""DiffAugment (Zhao et al. 2020) for clips: jitters what the discriminator sees.
 
 One draw holds for all frames of a clip, or the augmentation itself would look like motion.
 """

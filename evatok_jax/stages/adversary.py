@@ -92,7 +92,7 @@ class Adversary:
     # ---- both sides ----------------------------------------------------------------------------
 
     def fool(self, params, state, seen):
-        """The tokenizer's loss: its reconstructions as seen, judged by a judge that stands still."""
+        """The tokenizer's loss: its reconstructions before a judge that stands still."""
         logits, _ = self._logits(jax.lax.stop_gradient(params), state["tracked"], seen, False)
         return generator_loss(logits)
 

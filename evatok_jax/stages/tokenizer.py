@@ -144,7 +144,7 @@ class TokenizerStage(BaseStage):
         return frozen
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
-        """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1, sec. 3), and the discriminator's."""
+        """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1), and the discriminator's."""
         weights, learns = self.config.loss, "discriminator" in groups
         video, keys = to_model(batch["video"]), sample_keys(rng, batch)
         keys = split_keys(keys, 5)

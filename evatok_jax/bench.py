@@ -26,7 +26,8 @@ def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=())
         "data": clips.manifest["source"],
         "split": f"{clips.split} ({clips.manifest['split_rule']})",
         "clips": count,
-        "windows": f"fixed, non-overlapping, {clips.frames} frames at native rate, no flip",
+        "windows": f"fixed, non-overlapping, {clips.frames} frames at native rate, no flip; if not "
+        "all, evenly spread",
         "seed": config.seed,
         "resolution": f"{clips.frames}x{clips.height}x{clips.width}",
         "networks": {name: assets.file_hash(assets.path(name)) for name in networks},
@@ -44,7 +45,8 @@ class Bench:
         self.config, self.tokenizer = config, tokenizer
         self.clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
         windows = self.clips.windows()
-        self.windows = windows[: config.windows] if config.windows else windows
+        count = min(config.windows or len(windows), len(windows))
+        self.windows = windows[np.linspace(0, len(windows) - 1, count).round().astype(int)]
         self.assignments = all_assignments(g.levels, g.blocks)
         self.i3d = jax.device_put(load_i3d()) if config.fvd else None
 

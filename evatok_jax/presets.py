@@ -226,6 +226,7 @@ SCALES = {
         score_windows=(3, 2),
         level=16,
         samples=2,
+        final_windows=0,
     ),
     # A quarter of an hour on two cores; docs/quickstart.md has the table.
     "quick": dict(
@@ -236,16 +237,17 @@ SCALES = {
         batch=8,
         strata=3,
         sizes=2,
-        proxy_steps=720,
+        proxy_steps=700,
         final_steps=380,
         router_steps=100,
         generator_steps=80,
         router_batch=16,
         generator_batch=16,
-        w_q=(1.2,),
+        w_q=(1.6,),
         score_windows=(0, 0),
         level=16,
         samples=8,
+        final_windows=0,
     ),
     "mini64": dict(
         geometry="mini64",
@@ -256,15 +258,16 @@ SCALES = {
         strata=5,
         sizes=8,
         proxy_steps=3600,
-        final_steps=1200,
+        final_steps=800,
         router_steps=400,
-        generator_steps=800,
+        generator_steps=600,
         router_batch=32,
         generator_batch=8,
-        w_q=(0.4, 0.8, 1.2, 1.6),
-        score_windows=(256, 64),
+        w_q=(0.8, 1.2, 1.6),
+        score_windows=(144, 64),
         level=32,
         samples=128,
+        final_windows=240,
     ),
 }
 
@@ -288,7 +291,8 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     common = f"data={data},geometry={s.geometry}"
     train = f"{common},size={s.tokenizer},batch={s.batch},lr=1.5e-3"
     routers = [f"router-{w_q}" for w_q in s.w_q]
-    middle = 1.2  # the paper's weights decide the final tokenizer's lengths
+    # The paper's weights decide the final tokenizer's lengths, or the only ones that there are.
+    chosen = 1.2 if 1.2 in s.w_q else s.w_q[0]
     jobs = []
 
     def job(name: str, config: str, **settings):
@@ -309,7 +313,7 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
             f"router.py:{common},scores={{workdir}}/scores-train/table,w_q={w_q},size={s.router},"
             f"batch={s.router_batch},steps={s.router_steps},lr=5e-4,temperature=0.25",
         )
-    router = f"{{workdir}}/router-{middle}/export"
+    router = f"{{workdir}}/router-{chosen}/export"
     # From the proxy, not from scratch as in the paper: minutes must do.
     start = f"{train},steps={s.final_steps},init_from={proxy}"
     job("final", f"final.py:{start},router={router}", **sizes)
@@ -333,11 +337,11 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     )
     job(
         "evaluate-final",
-        f"evaluate.py:task=final,data={data}",
+        f"evaluate.py:task=final,data={data},windows={s.final_windows}",
         tokenizer=final,
-        names=("final, routed", "uniform twin", "proxy, routed"),
-        exports=(final, "{workdir}/uniform/export", proxy),
-        fixed=(0, s.level, 0),
+        names=("final, routed", "uniform twin"),
+        exports=(final, "{workdir}/uniform/export"),
+        fixed=(0, s.level),
         router=router,
         tokens_train="{workdir}/tokens-train/table",
     )

@@ -61,12 +61,11 @@ class PrefixTree:
         fake = to_uint8(fake)
         error = (fake.astype(jnp.float32) - frames.astype(jnp.float32)) / 255.0
 
-        def distance(pair):
-            one, own = pair
-            found = lpips_features(lpips_params, 2.0 * to_model(one), self._net)
-            return lpips_distance(lpips_params, own, found).mean()
-
-        lpips = jax.lax.map(distance, (fake, features))
+        found = lpips_features(
+            lpips_params, 2.0 * to_model(fake.reshape(-1, *fake.shape[2:])), self._net
+        )
+        own = [f.reshape(-1, *f.shape[2:]) for f in features]
+        lpips = lpips_distance(lpips_params, own, found).reshape(n, -1).mean(axis=1)
         return (encoder, decoder), lpips, jnp.mean(error**2, axis=(1, 2, 3, 4))
 
     def __call__(self, clips: UInt8[np.ndarray, "n f h w 3"]) -> Scores:

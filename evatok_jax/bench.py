@@ -1,5 +1,7 @@
 """The bench: windows of a split, rules for the lengths, baselines, and the protocol of a number."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -40,9 +42,9 @@ def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=())
 class Bench:
     """The windows of a split and what it takes to reconstruct them."""
 
-    def __init__(self, config: ConfigDict, tokenizer: Tokenizer):
+    def __init__(self, config: ConfigDict, workdir: Path, tokenizer: Tokenizer):
         g = tokenizer.geometry
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.workdir, self.tokenizer = config, workdir, tokenizer
         self.clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
         windows = self.clips.windows()
         count = min(config.windows or len(windows), len(windows))
@@ -75,21 +77,27 @@ class Bench:
 
     def run(
         self,
+        name: str,
         rules: dict[str, Rule],
         tokenizer: Tokenizer | None = None,
         rows: np.ndarray | None = None,
     ) -> Evaluation:
-        """Scores of a tokenizer under rules, on all windows or on some rows of them."""
+        """Scores of a tokenizer under rules, on all windows or on some rows of them.
+
+        What was measured stays in workdir/measured/`name`, from where a second start goes on.
+        """
         tokenizer = tokenizer or self.tokenizer
+        longest = tokenizer.geometry.max_length
 
         def reconstruct(clips, lengths):
             tokens = tokenizer.encode(clips, lengths)
-            real = tokens.slot >= 0
-            counts = np.bincount(tokens.codes[real], minlength=tokenizer.config.codebook_size)
-            return tokenizer.decode(tokens), counts
+            codes = np.full((len(clips), longest), -1, np.int32)
+            codes[:, : tokens.codes.shape[1]] = np.where(tokens.slot >= 0, tokens.codes, -1)
+            return tokenizer.decode(tokens), codes
 
+        table = self.workdir / "measured" / name
         size = tokenizer.config.codebook_size
-        return evaluate_rules(self.batches(rows), rules, reconstruct, size, self.i3d)
+        return evaluate_rules(self.batches(rows), rules, reconstruct, size, table, self.i3d)
 
     def baselines(self, lengths: np.ndarray) -> list[dict]:
         """Baselines that spend as many bits a clip as these lengths do."""

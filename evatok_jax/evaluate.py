@@ -36,7 +36,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     """Runs the task that the config names."""
     if config.task not in TASKS:
         raise ValueError(f"unknown task {config.task!r}: {nearest(config.task, TASKS)}")
-    workdirs.claim(workdir, config)
+    paths = config.tokenizer, config.router, config.generator, *config.exports, *config.routers
+    workdirs.claim(workdir, config, {path: load_export(path).digest for path in paths if path})
     if workdirs.finished(workdir):
         logging.info("%s is finished", workdir)
         return
@@ -47,13 +48,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def _curves(config: ConfigDict, workdir: Path) -> None:
     """Quality against cost on one proxy tokenizer, as EVATok Fig. 4 and Table 8 have it."""
     tokenizer = Tokenizer(load_export(config.tokenizer), config.batch_size)
-    bench, g = Bench(config, tokenizer), tokenizer.geometry
+    bench, g = Bench(config, workdir, tokenizer), tokenizer.geometry
     routers = {
         w_q: Router(load_export(path)) for w_q, path in zip(config.w_q, config.routers, strict=True)
     }
     rules = {f"{level} a block": uniform(level, g.blocks) for level in g.levels}
     routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
-    found = bench.run(rules | routed)
+    found = bench.run("all", rules | routed)
     # The search has seen only some windows: the rule that it stands for is measured on those.
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
@@ -63,7 +64,7 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
         reward = rewards.proxy_reward(table["lpips"], bench.assignments, norm, w_q, 2.0 - w_q)
         lengths = bench.assignments[rewards.labels(reward)]
         best[f"best of the search, w_q {w_q}"] = looked_up(lengths)
-    searched = bench.run(best, rows=rows)
+    searched = bench.run("searched", best, rows=rows)
 
     def points(names, subset=slice(None)):
         return [found.rules[n].point(n, found.real, subset, config.resamples) for n in names]
@@ -144,15 +145,16 @@ def _percentiles(bench, table, norm, w_q: float, top: np.ndarray) -> dict:
 def _final(config: ConfigDict, workdir: Path) -> None:
     """The final tokenizer beside its uniform twin and the proxy, and film strips of it."""
     tokenizer = Tokenizer(load_export(config.tokenizer), config.batch_size)
-    bench, g = Bench(config, tokenizer), tokenizer.geometry
+    bench, g = Bench(config, workdir, tokenizer), tokenizer.geometry
     models, rows, codebook, lengths = {}, [], None, None
-    for name, path, level in zip(config.names, config.exports, config.fixed, strict=True):
+    columns = zip(config.names, config.exports, config.fixed, strict=True)
+    for number, (name, path, level) in enumerate(columns):
         model = Tokenizer(load_export(path), config.batch_size)
         if model.router is None and config.router:
             model.use_router(config.router)
         count = len(bench.windows)
         rule = uniform(level, g.blocks) if level else Routed(model.router, count)
-        found = bench.run({name: rule}, model)
+        found = bench.run(f"model-{number}", {name: rule}, model)
         rows.append(found.rules[name].point(name, found.real, resamples=config.resamples))
         models[name] = model.digest
         if codebook is None:

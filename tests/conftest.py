@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parent))  # for toy_stage
+sys.path.insert(0, str(Path(__file__).parent))  # for needs, toy_stage, videos
 
 from jaxtyping import install_import_hook
 

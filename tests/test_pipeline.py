@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from needs import needs_assets
 
-from evatok_jax import assets
 from evatok_jax.config import load_config
 from evatok_jax.pipeline import pipeline
 from evatok_jax.workdir import read_json
@@ -45,12 +45,9 @@ def test_sigterm_reaches_the_job_and_ends_with_zero(tmp_path):
 
 
 @pytest.mark.all
+@needs_assets("samples", "lpips_vgg", "lpips_alex", "i3d")
 def test_every_stage_and_the_report(tmp_path):
     """All jobs end, the page is there, and a second start does nothing again."""
-    try:
-        assets.path("samples"), assets.path("lpips_vgg"), assets.path("i3d")
-    except assets.AssetMissing as error:
-        pytest.skip(str(error))
     config = load_config("configs/pipeline.py:scale=test")
     pipeline(config, tmp_path)
     curves = read_json(tmp_path / "evaluate-curves" / "curves.json")

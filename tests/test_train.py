@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from needs import needs_assets
 from toy_stage import ToyStage, toy_config
 
-from evatok_jax import assets
 from evatok_jax import train as training
 from evatok_jax.checkpoint import Checkpoints, compare_trees
 from evatok_jax.storage.export import load_export
@@ -119,12 +119,9 @@ def test_killed_at_random_moments(tmp_path):
 
 
 @pytest.mark.all
+@needs_assets("samples", "lpips_vgg")
 def test_a_tokenizer_killed_at_random_moments(tmp_path):
     """The real stage on real clips: random lengths, static sizes, LPIPS, EMA."""
-    try:
-        assets.path("samples"), assets.path("lpips_vgg")
-    except assets.AssetMissing as error:
-        pytest.skip(str(error))
     assert launch(tmp_path / "data", "--config=configs/data.py").wait(120) == 0
     settings = ["run.log_every=1", "run.checkpoint_every=4", "lengths.multiple=64"]
     config = f"configs/proxy.py:data={tmp_path / 'data' / 'clips'},geometry=nano,size=tiny"

@@ -5,10 +5,12 @@ The evaluator sees functions, never a model: `reconstruct(clips, lengths)` and, 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from evatok_jax.data.tables import read_table, shard_path, write_shard
 from evatok_jax.evaluators.fvd import FvdStats, bootstrap_interval, clip_features, frechet
 from evatok_jax.evaluators.lpips import LpipsMetric
 from evatok_jax.evaluators.psnr_ssim import clip_psnr, clip_ssim
@@ -53,18 +55,11 @@ class ClipScores:
 
 @dataclass
 class Evaluation:
-    """Everything measured on one set of windows: scores by rule, and the real features."""
+    """Everything measured on one set of windows: scores by rule, real features, counts of codes."""
 
     rules: dict[str, ClipScores]
     real: np.ndarray | None
     codes_used: np.ndarray
-
-
-@dataclass
-class _Parts:
-    lengths: list = field(default_factory=list)
-    values: dict = field(default_factory=dict)
-    features: list = field(default_factory=list)
 
 
 def evaluate_rules(
@@ -72,6 +67,7 @@ def evaluate_rules(
     rules: Mapping[str, Rule],
     reconstruct: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     codebook_size: int,
+    table: Path,
     i3d=None,
     nets: tuple[str, ...] = ("vgg", "alex"),
 ) -> Evaluation:
@@ -80,42 +76,57 @@ def evaluate_rules(
     Args:
       batches: of `eval_clips`.
       rules: name -> lengths of a batch.
-      reconstruct: (clips, lengths) -> (clips, counts of used codes [codebook_size]).
+      reconstruct: (clips, lengths) -> (clips, codes [n, size of the longest], -1 where none is).
+      table: folder for what was measured, a shard for each batch; shards that are there from an
+        interrupted run are not measured again.
       i3d: parameters for rFVD; without them there are no features.
+
+    Raises ValueError where a shard was measured under other lengths.
     """
     metrics = {net: LpipsMetric(net) for net in nets}
-    parts = {name: _Parts() for name in rules}
-    real_features, used, row = [], np.zeros(codebook_size), 0
-    for batch in batches:
+    row = 0
+    for shard, batch in enumerate(batches):
         clips = batch["video"][batch["mask"]]
         index = np.arange(row, row + len(clips))
         row += len(clips)
-        fakes = []
-        for name, rule in rules.items():
-            lengths = rule(clips, index)
-            fake, counts = reconstruct(clips, lengths)
-            used += counts
-            fakes.append(fake)
-            parts[name].lengths.append(lengths)
-            values = {"psnr": clip_psnr(clips, fake), "ssim": clip_ssim(clips, fake)}
-            for key, value in values.items():
-                parts[name].values.setdefault(key, []).append(value)
-            if i3d is not None:
-                parts[name].features.append(clip_features(i3d, fake))
-        for net, metric in metrics.items():
-            for name, distance in zip(rules, metric(clips, *fakes), strict=True):
-                parts[name].values.setdefault(f"lpips_{net}", []).append(distance)
-        if i3d is not None:
-            real_features.append(clip_features(i3d, clips))
-    scores = {
-        name: ClipScores(
-            np.concatenate(p.lengths),
-            {key: np.concatenate(value) for key, value in p.values.items()},
-            np.concatenate(p.features) if p.features else None,
+        lengths = {name: rule(clips, index) for name, rule in rules.items()}
+        if not shard_path(table, shard).exists():
+            write_shard(table, shard, _measure(clips, lengths, reconstruct, metrics, i3d))
+            continue
+        with np.load(shard_path(table, shard)) as known:
+            for name, wanted in lengths.items():
+                if not np.array_equal(known[f"{name}: lengths"], wanted):
+                    raise ValueError(f"{table} has other lengths for {name!r}: delete that folder")
+    columns, scores, codes = read_table(table), {}, []
+    for name in rules:
+        start = f"{name}: "
+        own = {key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
+        codes.append(own.pop("codes").ravel())
+        scores[name] = ClipScores(
+            own.pop("lengths"), features=own.pop("features", None), values=own
         )
-        for name, p in parts.items()
-    }
-    return Evaluation(scores, np.concatenate(real_features) if real_features else None, used)
+    codes = np.concatenate(codes)
+    used = np.bincount(codes[codes >= 0], minlength=codebook_size)
+    return Evaluation(scores, columns.get("real"), used)
+
+
+def _measure(clips, lengths: Mapping[str, np.ndarray], reconstruct, metrics, i3d) -> dict:
+    """Columns for `table`: "RULE: value" for each rule and value, "real" for the real features."""
+    columns, fakes = {}, []
+    for name, own in lengths.items():
+        fake, codes = reconstruct(clips, own)
+        fakes.append(fake)
+        values = {"lengths": own, "codes": codes}
+        values |= {"psnr": clip_psnr(clips, fake), "ssim": clip_ssim(clips, fake)}
+        if i3d is not None:
+            values["features"] = clip_features(i3d, fake)
+        columns |= {f"{name}: {key}": value for key, value in values.items()}
+    for net, metric in metrics.items():
+        for name, distance in zip(lengths, metric(clips, *fakes), strict=True):
+            columns[f"{name}: lpips_{net}"] = distance
+    if i3d is not None:
+        columns["real"] = clip_features(i3d, clips)
+    return columns
 
 
 def codebook_report(used: np.ndarray) -> dict:
@@ -129,10 +140,14 @@ def codebook_report(used: np.ndarray) -> dict:
     }
 
 
-def at_budget(points: list[dict], tokens: float, key: str) -> float | None:
-    """A curve's value at a mean number of tokens, linear in log tokens; None outside the curve."""
+def at_budget(points: list[dict], tokens: int | float, key: str) -> float | None:
+    """A curve's value at a mean number of tokens, linear in log tokens.
+
+    A curve that ends before `tokens` has the value of its dearest point, which spends less; one
+    that begins after it has none (None).
+    """
     curve = sorted((p["tokens"], p[key]) for p in points if key in p)
-    if not curve or not curve[0][0] <= tokens <= curve[-1][0]:
+    if not curve or tokens < curve[0][0]:
         return None
     x, y = np.array(curve).T
     return float(np.interp(np.log(tokens), np.log(x), y))

@@ -1,22 +1,15 @@
 """`compare` refuses what cannot be compared and says by which protocol it measured."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import PARITY, needs_assets, needs_parity
 
 from evatok_jax import assets
 from evatok_jax.evaluators import compare as compare_module
 from evatok_jax.evaluators.compare import compare
 from evatok_jax.evaluators.fvd import FvdStats, frechet
-
-networks = ("lpips_vgg", "lpips_alex", "i3d")
-has_assets = all((assets.asset_dir() / f"{name}.npz").exists() for name in networks)
-needs_assets = pytest.mark.skipif(not has_assets, reason="no weights: run `evatok assets`")
-fixture = Path(os.environ.get("EVATOK_DATA", "/nowhere")).parent / "parity/i3d_logits_fixture.npz"
-needs_parity = pytest.mark.skipif(not fixture.exists(), reason="set EVATOK_DATA for parity files")
 
 
 def clips(n=2, t=16, h=32, w=32, seed=0):
@@ -60,10 +53,10 @@ def test_pixels_alone_need_no_network():
     assert json.loads(json.dumps(answer)) == answer
 
 
-@needs_assets
+@needs_assets("lpips_vgg", "lpips_alex", "i3d")
 @needs_parity
 def test_networks_on_real_clips(monkeypatch):
-    with np.load(fixture) as known:
+    with np.load(PARITY / "i3d_logits_fixture.npz") as known:
         video, logits = known["video"], known["logits"]
     sides = iter((logits[:4], logits[4:]))  # what the network gives; it has its own tests
     monkeypatch.setattr(compare_module, "clip_features", lambda params, clips: next(sides))

@@ -1,21 +1,14 @@
 """The Frechet distance against independent computations; streams and merges against the whole."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
+from needs import PARITY, needs_assets, needs_parity
 
-from evatok_jax import assets
 from evatok_jax.evaluators.fvd import FvdStats, bootstrap_interval, clip_features, frechet
 from evatok_jax.pretrained.i3d import load_i3d
-
-has_assets = (assets.asset_dir() / "i3d.npz").exists()
-needs_assets = pytest.mark.skipif(not has_assets, reason="no I3D weights: run `evatok assets`")
-parity = Path(os.environ.get("EVATOK_DATA", "/nowhere")).parent / "parity"
-needs_parity = pytest.mark.skipif(not parity.is_dir(), reason="set EVATOK_DATA for parity files")
 
 
 def features(n, d=16, seed=0):
@@ -86,10 +79,10 @@ def test_bootstrap_is_seeded_and_pairs_clips():
     assert bootstrap_interval(real, real, 3, paired=False)[0] > 0.1
 
 
-@needs_assets
+@needs_assets("i3d")
 @needs_parity
 def test_black_against_white_is_the_published_number():
-    known = json.loads((parity / "fvd_zeros_ones.json").read_text())["published_tf_T30"]
+    known = json.loads((PARITY / "fvd_zeros_ones.json").read_text())["published_tf_T30"]
     clips = np.stack([np.zeros((30, 64, 64, 3), np.uint8), np.full((30, 64, 64, 3), 255, np.uint8)])
     black, white = clip_features(load_i3d(), clips, chunk=1)
     found = frechet(*(FvdStats.of(np.repeat(side[None], 8, axis=0)) for side in (black, white)))
@@ -98,7 +91,7 @@ def test_black_against_white_is_the_published_number():
 
 @needs_parity
 def test_two_halves_of_real_clips():
-    logits = np.load(parity / "i3d_logits_fixture.npz")["logits"].astype(np.float64)
+    logits = np.load(PARITY / "i3d_logits_fixture.npz")["logits"].astype(np.float64)
     first, second = logits[:4], logits[4:]
     found = frechet(FvdStats.of(first), FvdStats.of(second))
     assert found == pytest.approx(by_sqrtm(first, second), rel=1e-6)

@@ -1,29 +1,21 @@
 """I3D equals its original on real clips, and its short cuts equal the plain operations."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from needs import PARITY, needs_assets, needs_parity
 
-from evatok_jax import assets
 from evatok_jax.evaluators.fvd import clip_features
 from evatok_jax.pretrained import i3d
-
-has_assets = (assets.asset_dir() / "i3d.npz").exists()
-needs_assets = pytest.mark.skipif(not has_assets, reason="no I3D weights: run `evatok assets`")
-fixture = Path(os.environ.get("EVATOK_DATA", "/nowhere")).parent / "parity/i3d_logits_fixture.npz"
-needs_parity = pytest.mark.skipif(not fixture.exists(), reason="set EVATOK_DATA for parity files")
 
 
 def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-@needs_assets
+@needs_assets("i3d")
 def test_weights_fit_their_spec():
     def describe(leaf):
         return leaf.shape, np.dtype(leaf.dtype)
@@ -33,10 +25,10 @@ def test_weights_fit_their_spec():
     assert jax.tree.map(describe, loaded) == jax.tree.map(describe, spec)
 
 
-@needs_assets
+@needs_assets("i3d")
 @needs_parity
 def test_logits_of_real_clips():
-    with np.load(fixture) as known:
+    with np.load(PARITY / "i3d_logits_fixture.npz") as known:
         video, expected = known["video"], known["logits"]
     found = clip_features(i3d.load_i3d(), video)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()

@@ -1,25 +1,18 @@
 """LPIPS equals the published numbers, and its weights are arguments."""
 
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from needs import PARITY, needs_assets, needs_parity
 from PIL import Image
 
-from evatok_jax import assets
 from evatok_jax.pretrained import lpips as module
 from evatok_jax.pretrained.lpips import lpips, lpips_distance, lpips_features, lpips_spec
 
 NETS = ("vgg", "alex")
-has_assets = all((assets.asset_dir() / f"lpips_{net}.npz").exists() for net in NETS)
-needs_assets = pytest.mark.skipif(not has_assets, reason="no LPIPS weights: run `evatok assets`")
-parity = Path(os.environ.get("EVATOK_DATA", "/nowhere")).parent / "parity"
-needs_parity = pytest.mark.skipif(not parity.is_dir(), reason="set EVATOK_DATA for parity files")
-
 distance = jax.jit(lpips, static_argnames=("net", "dtype"))
 
 
@@ -37,7 +30,7 @@ def random_images(*shape, seed=1):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (*shape, 3)), jnp.float32)
 
 
-@needs_assets
+@needs_assets("lpips_vgg", "lpips_alex")
 @pytest.mark.parametrize("net", NETS)
 def test_weights_fit_their_spec(net):
     def describe(leaf):
@@ -48,15 +41,15 @@ def test_weights_fit_their_spec(net):
     assert jax.tree.map(describe, loaded) == jax.tree.map(describe, spec)
 
 
-@needs_assets
+@needs_assets("lpips_vgg", "lpips_alex")
 @needs_parity
 @pytest.mark.parametrize("net", NETS)
 def test_published_distances(net):
     params = module.load_lpips(net)
-    expected = json.loads((parity / "lpips_expected.json").read_text())[net]
+    expected = json.loads((PARITY / "lpips_expected.json").read_text())[net]
 
     def image(name):
-        pixels = Image.open(parity / "lpips_imgs" / f"{name}.png").convert("RGB")
+        pixels = Image.open(PARITY / "lpips_imgs" / f"{name}.png").convert("RGB")
         return np.asarray(pixels, np.float32)[None] / 127.5 - 1
 
     for name in ("ex_p0", "ex_p1"):
@@ -67,12 +60,12 @@ def test_published_distances(net):
     assert found == pytest.approx(expected["zeros|ones 64x64"], abs=1e-5)
 
 
-@needs_assets
+@needs_assets("lpips_vgg", "lpips_alex")
 @needs_parity
 @pytest.mark.parametrize("net", NETS)
 def test_distances_of_video_frames(net):
-    video = np.load(parity / "i3d_logits_fixture.npz")["video"][:, [0, 8]] / np.float32(127.5) - 1
-    expected = np.load(parity / "lpips_video_fixture.npz")[net]
+    video = np.load(PARITY / "i3d_logits_fixture.npz")["video"][:, [0, 8]] / np.float32(127.5) - 1
+    expected = np.load(PARITY / "lpips_video_fixture.npz")[net]
     found = distance(module.load_lpips(net), video[:, 0], video[:, 1], net=net)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

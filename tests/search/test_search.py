@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from needs import needs_assets
 
-from evatok_jax import assets
 from evatok_jax.models.build import build_tokenizer
 from evatok_jax.pixels import to_model, to_uint8
 from evatok_jax.pretrained.lpips import load_lpips, lpips
@@ -23,12 +23,10 @@ SMALL = {
 }
 
 
+@needs_assets("lpips_alex")
 def test_against_a_plain_loop():
     """All scores of all assignments, with a random tokenizer and the real LPIPS network."""
-    try:
-        network = jax.device_put(load_lpips("alex"))
-    except assets.AssetMissing as error:
-        pytest.skip(str(error))
+    network = jax.device_put(load_lpips("alex"))
     model = build_tokenizer({"geometry": SMALL, "size": "tiny", "codebook_size": 32})
     g = model.config.geometry
     rng = np.random.default_rng(0)

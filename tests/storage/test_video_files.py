@@ -2,9 +2,9 @@
 
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
+from videos import encode
 
 from evatok_jax.storage.framing import box_for
 from evatok_jax.storage.video_files import Video, clips_of, write_back, write_video
@@ -21,28 +21,6 @@ TIMES = {
     "slow": (np.arange(8) * 10**5, Fraction(1, 1000)),
     "nanoseconds": (np.arange(8) * 10**7, Fraction(1, 10**9)),
 }
-
-
-def encode(path, frames, codec="libx264", pix_fmt="yuv420p", rate=25, rotation=None, audio=False):
-    """Writes frames with a codec and pixel format of the test's choice."""
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        if frames is not None:
-            track = container.add_stream(codec, rate=rate)
-            track.height, track.width = frames.shape[1:3]
-            track.pix_fmt = pix_fmt
-            if rotation:
-                track.set_display_rotation(**rotation)
-        if audio:
-            sound = container.add_stream("aac", rate=44100, layout="mono")
-        for frame in () if frames is None else frames:
-            container.mux(track.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if frames is not None:
-            container.mux(track.encode(None))
-        if audio:
-            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-            samples.sample_rate = 44100
-            container.mux(sound.encode(samples) + sound.encode(None))
-    return path
 
 
 def read(path):

@@ -10,9 +10,17 @@ import numpy as np
 
 
 def assets(args) -> None:
-    """Fetches metric networks and the default clips."""
+    """Fetches metric networks and the default clips, or converts a teacher's published file."""
     from evatok_jax import assets
 
+    if args.convert:
+        from evatok_jax.pretrained.teachers import convert
+
+        name, given, source = args.convert.partition("=")
+        if not given or args.names:
+            raise ValueError("--convert takes NAME=FILE, and no other names beside it")
+        print(convert(name, source))
+        return
     try:
         assets.fetch(args.names or None)
     except RuntimeError as error:  # what failed, pip's words of many lines, what to do
@@ -135,7 +143,12 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     model = ("--model", dict(required=True, help="export directory or workdir of a finished job"))
-    command(assets, "assets", ("names", dict(nargs="*", help="which (default: all)")))
+    command(
+        assets,
+        "assets",
+        ("names", dict(nargs="*", help="which (default: all)")),
+        ("--convert", dict(help="NAME=FILE: a teacher from a published file (docs/teachers.md)")),
+    )
     command(
         info,
         "info",

@@ -70,6 +70,7 @@ def tokenizer_config(args) -> ConfigDict:
             adversary=dict(
                 kind="none",  # transformer (LARP's), videomae (the headline models), none
                 weight=0.3,
+                own_weight=1.0,  # of the discriminator's own loss
                 start=0 if little else 20_000,
                 every=5,
                 size=args.size if little else "LARP",
@@ -119,6 +120,37 @@ def tokenizer_config(args) -> ConfigDict:
             run=run_section(args.steps),
         )
     )
+
+
+def add_adversary(config: ConfigDict, kind: str) -> None:
+    """Lets a tokenizer learn against a discriminator, "transformer" (LARP's) or "videomae".
+
+    The paper gives no settings: rates, betas and decay are those of LARP and of V-RAE's port.
+    """
+    config.adversary.kind = kind
+    config.adversary.own_weight = 0.3 if kind == "videomae" else 1.0
+    little = config.model.position_init == "sincos"
+    config.optim.discriminator = default_optim(
+        lr={"transformer": 3e-5, "videomae": 2e-5}[kind] * (10 if little else 1),
+        schedule="constant" if kind == "videomae" else "cosine",
+        end_lr=3e-7,
+        betas=(0.9, 0.95) if kind == "videomae" else (0.5, 0.9),
+        warmup=20 if little else 1000,
+        weight_decay=1e-4 if kind == "videomae" else 0.0,
+        clip=1.0 if little else 10.0,
+        ema=0.0,
+    )
+    if little:
+        config.adversary.teacher = "videomae_tiny"
+
+
+def add_alignment(config: ConfigDict) -> None:
+    """Aligns a tokenizer's decoder with V-JEPA 2 (EVATok Eq. 1, weight 0.7)."""
+    config.alignment.weight = 0.7
+    config.optim.alignment = config.optim.tokenizer.copy_and_resolve_references()
+    config.optim.alignment.ema = 0.0
+    if config.model.position_init == "sincos":
+        config.alignment.update(dict(teacher="vjepa2_tiny", layer=1, hidden=64))
 
 
 def curation_config(args, kind: str) -> ConfigDict:

@@ -46,6 +46,9 @@ class VitConfig:
 TUBELET = (2, 16, 16)
 VIDEOMAE_B = VitConfig(768, 12, 12, (16, 224, 224), rotary=False, eps=1e-6)
 VJEPA2_L = VitConfig(1024, 24, 16, (16, 256, 256), rotary=True, eps=1e-6)
+# For tests and `runlocal`, where no weights are: as deep as the taps want it, and no more.
+VIDEOMAE_TINY = VitConfig(32, 12, 2, (16, 32, 32), rotary=False, eps=1e-6)
+VJEPA2_TINY = VitConfig(48, 2, 2, (16, 64, 64), rotary=True, eps=1e-6)
 
 
 def vit_spec(config: VitConfig) -> dict:
@@ -75,6 +78,23 @@ def vit_spec(config: VitConfig) -> dict:
     if not config.rotary:
         spec["positions"] = leaf(n, d)
     return spec
+
+
+def random_vit(config: VitConfig, seed: int = 0) -> dict:
+    """Random weights in the tree of `vit_spec`: kernels of std 1 / sqrt(inputs), neutral norms."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, spec):
+        name = path[-1].key
+        if name == "scale":
+            return np.ones(spec.shape, np.float32)
+        if name == "bias":
+            return np.zeros(spec.shape, np.float32)
+        if name == "positions":
+            return sine_table(*spec.shape)
+        return rng.standard_normal(spec.shape, np.float32) / np.sqrt(spec.shape[-2])
+
+    return jax.tree_util.tree_map_with_path(leaf, vit_spec(config))
 
 
 def vit_features(

@@ -114,4 +114,5 @@ class Adversary:
             "adversary/accuracy": accuracy(on_real, on_fake),
             "adversary/lecam": pulled,
         }
-        return loss + self.config.lecam * pulled, state, metrics
+        loss = self.config.own_weight * (loss + self.config.lecam * pulled)
+        return loss, state, metrics

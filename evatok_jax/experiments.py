@@ -1,0 +1,87 @@
+"""The paper's experiments: each config of one is a call of a function here.
+
+Every one takes `data`, `seed`, `batch`, `steps`, and `runlocal`, which shrinks clips and models
+until the experiment, whole recipe and all, steps on a laptop's CPU.
+"""
+
+from ml_collections import ConfigDict
+
+from evatok_jax.config import parse_arguments
+from evatok_jax.geometry import geometry
+from evatok_jax.presets import (
+    add_adversary,
+    add_alignment,
+    curation_config,
+    generator_config,
+    router_config,
+    tokenizer_config,
+)
+
+LOCAL_STEPS = 5
+
+
+def _arguments(arg, steps: int = 0, batch: int = 128, lr: float = 1e-4, **more) -> ConfigDict:
+    """The arguments, with a geometry and a size that fit the place."""
+    args = parse_arguments(arg, data="", seed=0, batch=0, steps=0, lr=0.0, runlocal=False, **more)
+    local = args.runlocal
+    args.batch = args.batch or (2 if local else batch)
+    args.steps = args.steps or (LOCAL_STEPS if local else steps)
+    args.lr = args.lr or (1e-3 if local else lr)
+    args.geometry = "nano" if local else "paper128"
+    return args
+
+
+def tokenizer_experiment(
+    arg,
+    name: str,
+    lengths: str,
+    steps: int = 400_000,
+    adversary: str = "videomae",
+    alignment: bool = True,
+    codebook_size: int = 16384,
+) -> ConfigDict:
+    """A tokenizer: `lengths` is random (a proxy), router or fixed (256 a block).
+
+    A routed one takes `router`, the export of a router.
+    """
+    routed = {"router": ""} if lengths == "router" else {}
+    args = _arguments(arg, steps, **routed)
+    args.size = "tiny" if args.runlocal else "S-B"
+    config = tokenizer_config(args)
+    config.name, config.lengths.rule = name, lengths
+    if not args.runlocal:
+        config.model.codebook_size = codebook_size
+    if lengths == "router":
+        config.lengths.router = args.router
+    elif lengths == "fixed":
+        g = geometry(args.geometry)
+        config.lengths.fixed = (g.levels[-2],) * g.blocks
+    if adversary != "none":
+        add_adversary(config, adversary)
+    if alignment:
+        add_alignment(config)
+    return config
+
+
+def scores_experiment(arg, windows: int = 100_000) -> ConfigDict:
+    """Scores of random clips under every assignment, by the proxy `tokenizer`."""
+    args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0)
+    args.windows = args.windows or (2 if args.runlocal else windows)
+    config = curation_config(args, "scores")
+    config.lpips_net = "alex" if args.runlocal else "vgg"
+    config.search = "prefix_tree"
+    return config
+
+
+def router_experiment(arg, w_q: float = 1.2, steps: int = 50_000) -> ConfigDict:
+    """A router on the table `scores`, by hard labels; w_l = 2 - w_q."""
+    args = _arguments(arg, steps, scores="", w_q=w_q)
+    args.size, args.temperature = "tiny" if args.runlocal else "S", 0.0
+    return router_config(args)
+
+
+def generator_experiment(arg, size: str, classes: int, steps: int) -> ConfigDict:
+    """A generator on the table `tokens` that the tokenizer of the export `tokenizer` wrote."""
+    args = _arguments(arg, steps, lr=3e-4, tokenizer="", tokens="", classes=classes)
+    args.size = "tiny" if args.runlocal else size
+    return generator_config(args)

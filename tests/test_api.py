@@ -26,11 +26,11 @@ def export(tmp_path_factory):
     tokenizer = {"geometry": nano, "size": "tiny", "codebook_size": 100}
     router = {"geometry": nano, "size": "tiny"}
     video = jnp.zeros((1, *G.clip_shape))
-    lengths = jnp.full((1, 4), 8, jnp.int32)
+    lengths = jnp.full((1, 4), 4, jnp.int32)
     key = jax.random.key(0)
     params = {
         "tokenizer": jax.jit(build_tokenizer(tokenizer).init, static_argnums=3)(
-            key, video, lengths, 32
+            key, video, lengths, 16
         ),
         "router": jax.jit(build_router(router).init)(key, video),
     }
@@ -52,7 +52,7 @@ def clips():
 
 def test_round_trip_under_given_lengths(tokenizer, clips):
     """Encoding keeps the lengths, ids are in the codebook, decoding has the clips' shape."""
-    lengths = np.array([[8, 8, 8, 8], [32, 8, 2, 8], [2, 2, 2, 2]])
+    lengths = np.array([[16, 16, 16, 16], [32, 16, 4, 16], [4, 4, 4, 4]])
     tokens = tokenizer.encode(clips, lengths)
     real = tokens.slot >= 0
     np.testing.assert_array_equal(real.sum(axis=1), lengths.sum(axis=1))
@@ -66,7 +66,7 @@ def test_round_trip_under_given_lengths(tokenizer, clips):
 
 def test_budget_bounds_the_router(tokenizer, clips):
     """The router's choice within a budget is its best one that fits."""
-    for budget in (8, 60, 128):
+    for budget in (16, 60, 128):
         assert (tokenizer.route(clips, budget).sum(axis=1) <= budget).all()
     np.testing.assert_array_equal(tokenizer.route(clips, 10_000), tokenizer.route(clips))
 
@@ -77,13 +77,13 @@ def test_budget_bounds_the_router(tokenizer, clips):
         (lambda t, c: t.encode(c.astype(np.float32) / 255), "must be uint8"),
         (lambda t, c: t.encode(c[:, :8]), r"clips must be \(16, 32, 32, 3\)"),
         (lambda t, c: t.encode(c[0]), r"\[clips, frames, height, width, 3\]"),
-        (lambda t, c: t.encode(c, np.full((3, 4), 9)), "is 9: a block has one of 2, 8, 32"),
-        (lambda t, c: t.encode(c, np.full((2, 4), 8)), "2 rows of lengths for 3 clips"),
-        (lambda t, c: t.route(c, 7), "at least 8"),
+        (lambda t, c: t.encode(c, np.full((3, 4), 9)), "is 9: a block has one of 4, 16, 32"),
+        (lambda t, c: t.encode(c, np.full((2, 4), 16)), "2 rows of lengths for 3 clips"),
+        (lambda t, c: t.route(c, 15), "at least 16"),
         (lambda t, c: t.cut(c[0, :, :16]), r"\[frames, 32, 32, 3\]"),
         (
             lambda t, c: t.decode(
-                Tokens(np.full((1, 32), 100), np.zeros((1, 32), int), np.full((1, 4), 8))
+                Tokens(np.full((1, 16), 100), np.zeros((1, 16), int), np.full((1, 4), 4))
             ),
             "id 100 is outside the codebook of 100",
         ),
@@ -106,9 +106,9 @@ def test_few_batch_sizes_are_compiled(tokenizer, clips):
     """Up to a batch, clips are filled up to a power of two, above it to whole batches."""
     sizes = set()
     for count in range(1, 40):
-        lengths = np.full((count, 4), 8)
+        lengths = np.full((count, 4), 4)
         sizes |= {(len(rows), size) for rows, size in tokenizer._parts(lengths)}
-    assert sizes == {(n, 32) for n in (1, 2, 4, 8, 16)}
+    assert sizes == {(n, 16) for n in (1, 2, 4, 8, 16)}
     lengths = np.full((3, 4), 32)
     tokens = tokenizer.encode(clips, lengths)
     assert tokens.codes.shape == (3, 128) and tokenizer.decode(tokens).shape == clips.shape
@@ -181,9 +181,9 @@ def test_models_without_a_router_encode(export, tmp_path, capsys):
         export, "--budget=64"
     )
     for options, words in (
-        ((), ("--router=EXPORT", "--level=N, one of 2, 8, 32")),
-        (("--level=9",), ("level 9", "2, 8, 32")),
-        (("--level=8", "--budget=64"), ("--budget",)),
+        ((), ("--router=EXPORT", "--level=N, one of 4, 16, 32")),
+        (("--level=9",), ("level 9", "4, 16, 32")),
+        (("--level=16", "--budget=64"), ("--budget",)),
     ):
         with pytest.raises(SystemExit):
             encoded(proxy, *options)

@@ -141,13 +141,9 @@ def codebook_report(used: np.ndarray) -> dict:
 
 
 def at_budget(points: list[dict], tokens: int | float, key: str) -> float | None:
-    """A curve's value at a mean number of tokens, linear in log tokens.
-
-    A curve that ends before `tokens` has the value of its dearest point, which spends less; one
-    that begins after it has none (None).
-    """
+    """A curve's value at a mean number of tokens, linear in log tokens; None outside the curve."""
     curve = sorted((p["tokens"], p[key]) for p in points if key in p)
-    if not curve or tokens < curve[0][0]:
+    if not curve or not curve[0][0] <= tokens <= curve[-1][0]:
         return None
     x, y = np.array(curve).T
     return float(np.interp(np.log(tokens), np.log(x), y))

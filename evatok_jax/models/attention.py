@@ -118,11 +118,13 @@ class MultiHeadAttention(nn.Module):
     """Projections around `attend`. Query, key and value inputs may differ (DETR-style positions).
 
     With a cache, the new keys and values are appended to it and the queries look at all of it.
+    With `qk_norm` queries and keys have one length, which is learnt: logits cannot run away.
     """
 
     width: int
     heads: int
     dtype: jnp.dtype = jnp.float32
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -140,6 +142,11 @@ class MultiHeadAttention(nn.Module):
             return dense(x).reshape(*x.shape[:-1], self.heads, self.width // self.heads)
 
         q, k, v = project("q", q_in), project("k", k_in), project("v", v_in)
+        if self.qk_norm:
+            q, k = (
+                nn.RMSNorm(dtype=jnp.float32, name=f"{name}_norm")(x).astype(self.dtype)
+                for name, x in (("q", q), ("k", k))
+            )
         if cache is not None:
             cache = append(cache, k, v, keys, count)
             k, v, keys = cache.k, cache.v, cache.rows

@@ -7,6 +7,7 @@ steps: search, streaming and the generator's decoder stand on that.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import flax.struct
@@ -43,6 +44,7 @@ class TokenizerConfig:
       quantizer_levels: of each channel, for FSQ; sampling: the temperature of SVQ.
       bottleneck: width of the projection between the stacks and the codebook.
       entropy_temperature: of the soft assignment in the entropy loss.
+      qk_norm: whether attention normalises queries and keys (GigaTok's option, off by default).
       position_init, position_std: how the learned positions start: "normal" with that std (GigaTok:
         0.02), or "sincos" (see `positions`) of that size. They are added to normalised features,
         and it takes thousands of steps until small random ones tell places apart: short runs use
@@ -62,6 +64,7 @@ class TokenizerConfig:
     sampling: float = 0.03
     bottleneck: int = 256
     entropy_temperature: float = 0.01
+    qk_norm: bool = False
     position_init: str = "normal"
     position_std: float = 0.02
     dtype: str = "float32"
@@ -110,6 +113,7 @@ class QFormerLayer(nn.Module):
 
     stack: StackConfig
     dtype: jnp.dtype
+    qk_norm: bool
 
     @nn.compact
     def __call__(self, carry, side: Side, tap, number, cache: StepCache | None):
@@ -122,12 +126,13 @@ class QFormerLayer(nn.Module):
         past = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
         h = norm("self_norm", x)
         placed = h + side.positions
-        h, own = MultiHeadAttention(width, heads, self.dtype, name="self_attention")(
+        attention = partial(MultiHeadAttention, width, heads, self.dtype, self.qk_norm)
+        h, own = attention(name="self_attention")(
             placed, placed, h, side.queries, side.queries, past[0], side.query_count
         )
         x = x + h
         h = norm("cross_norm", x) + side.positions
-        h, cross = MultiHeadAttention(width, heads, self.dtype, name="cross_attention")(
+        h, cross = attention(name="cross_attention")(
             h,
             side.reference_k,
             side.reference_v,
@@ -152,6 +157,7 @@ class QFormer(nn.Module):
 
     stack: StackConfig
     dtype: jnp.dtype
+    qk_norm: bool = False
     unroll: int = 1
     remat: bool = False
 
@@ -168,7 +174,7 @@ class QFormer(nn.Module):
             unroll=min(self.unroll, self.stack.layers),
         )
         numbers = 1 + jnp.arange(self.stack.layers)
-        (x, tapped), cache = layers(self.stack, self.dtype, name="layers")(
+        (x, tapped), cache = layers(self.stack, self.dtype, self.qk_norm, name="layers")(
             (x, x if tap else None), side, jnp.asarray(tap), numbers, cache
         )
         return x, tapped, cache
@@ -212,7 +218,7 @@ class Tokenizer(nn.Module):
         patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
         self.patch_in = dense(c.encoder.width)
         self.query_in = dense(c.encoder.width)
-        self.encoder = QFormer(c.encoder, dtype, c.unroll, c.remat)
+        self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
         self.encoder_token_positions = table("enc_pos1d", slots, c.encoder.width)
         self.quantizer = make_quantizer(
@@ -233,7 +239,7 @@ class Tokenizer(nn.Module):
             norm(),
             dense(c.decoder.width),
         )
-        self.decoder = QFormer(c.decoder, dtype, c.unroll, c.remat)
+        self.decoder = QFormer(c.decoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.decoder_patch_positions = table("dec_pos3d", patches, c.decoder.width)
         self.decoder_token_positions = table("dec_pos1d", slots, c.decoder.width)
         self.pixel_norm, self.pixel_out = norm(), dense(g.patch_values)

@@ -10,7 +10,17 @@ import numpy as np
 from evatok_jax.writers import read_metrics
 
 # The order in which a pipeline runs its jobs, by the first word of their names.
-_ORDER = ("proxy", "scores", "router", "final", "uniform", "tokens", "generator", "evaluate")
+_ORDER = [
+    "data",
+    "proxy",
+    "scores",
+    "router",
+    "final",
+    "uniform",
+    "tokens",
+    "generator",
+    "evaluate",
+]
 
 
 @dataclass(frozen=True)

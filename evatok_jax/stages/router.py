@@ -19,7 +19,8 @@ class RouterStage(BaseStage):
 
     The weights w_q and w_l are baked into the labels. With `labels.temperature` = 0 the target is
     the best assignment alone (the paper); above 0 it is softmax(reward / temperature), which tells
-    more about each clip and so needs fewer of them.
+    more about each clip and so needs fewer of them. The logits then start as the table's mean
+    reward: a router that knows nothing about a clip gives it the best single assignment.
     """
 
     def __init__(self, config):
@@ -55,7 +56,13 @@ class RouterStage(BaseStage):
 
     def init(self, rng, batch):
         video = jnp.zeros((1, *self.geometry.clip_shape))
-        return {"router": self.model.init(rng, video)["params"]}, {}
+        params = self.model.init(rng, video)["params"]
+        temperature = self.config.labels.temperature
+        head = params["head"]
+        if temperature and self.config.data.scores and head["bias"].size == len(self.assignments):
+            bias = jnp.asarray(self.targets[1].mean(axis=0) / temperature)
+            params = {**params, "head": {"kernel": jnp.zeros_like(head["kernel"]), "bias": bias}}
+        return {"router": params}, {}
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """Cross-entropy with the best assignment, or with the softened rewards."""

@@ -1,4 +1,4 @@
-"""The full recipe, tiny: tokenizer, discriminator and alignment keep out of each other's updates."""
+"""The full recipe, tiny: tokenizer, discriminator and aligner keep out of each other's updates."""
 
 import jax
 import jax.numpy as jnp

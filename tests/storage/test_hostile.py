@@ -198,7 +198,7 @@ def test_a_clip_of_gigapixels_is_refused_before_its_levels_are_used():
 
 
 def test_files_beyond_the_memory_bound_are_not_written_either(make_evt):
-    times, lengths = np.arange(1_600_001), np.full((100_000, 4), 8)
+    times, lengths = np.arange(1_600_001), np.full((100_000, 4), 4)
     with pytest.raises(ValueError, match="is refused"):
         evt.dumps(make_evt(times=times, lengths=lengths, codebook=2))
 

@@ -58,6 +58,7 @@ def tokenizer_config(args) -> ConfigDict:
             model=dict(
                 geometry=args.geometry,
                 size=args.size,
+                quantizer="vq",  # svq, fsq, lfq, kl
                 codebook_size={"tiny": 256, "mini": 1024}.get(args.size, 16384),
                 code_dim=8,
                 qk_norm=little,  # at their learning rates logits grew to 80, and gradients burst
@@ -67,7 +68,12 @@ def tokenizer_config(args) -> ConfigDict:
                 remat=not little,
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
-            codebook_start="data" if little else "uniform",
+            codebook=dict(
+                start="data" if little else "uniform",  # or kmeans
+                window=65_536,  # tokens
+                revive_every=0,  # steps; 0 is never
+                revive_below=0.1,  # uses in a window
+            ),
             adversary=dict(
                 kind="none",  # transformer (LARP's), videomae (the headline models), none
                 weight=0.3,

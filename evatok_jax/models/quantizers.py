@@ -24,12 +24,14 @@ class Quantized:
     """What a quantiser returns.
 
     Attributes:
+      latents: [b, s, c], what was quantised (unit vectors for VQ).
       codes: int32 [b, s], ids; 0 on padding, and everywhere where latents stay continuous.
       vectors: [b, s, channels], what the decoder reads, straight-through for gradients.
       losses: scalars over real tokens: "codebook", "commitment", "entropy", "kl", as there are.
       usage: float32 [codebook_size], how often each code was used by real tokens.
     """
 
+    latents: jax.Array
     codes: jax.Array
     vectors: jax.Array
     losses: dict[str, jax.Array]
@@ -107,6 +109,7 @@ class VectorQuantizer(nn.Module):
         codes = jnp.where(rows.valid, codes, 0).astype(jnp.int32)
         vectors, stop = book[codes], jax.lax.stop_gradient
         return Quantized(
+            latents=z,
             codes=codes,
             vectors=straight_through(z, vectors),
             losses={
@@ -149,7 +152,7 @@ class FiniteScalarQuantizer(nn.Module):
         codes = jnp.sum(digits * jnp.asarray(self._places), axis=-1)
         codes = jnp.where(rows.valid, codes, 0).astype(jnp.int32)
         usage = _counted(codes, rows, self.codebook_size)
-        return Quantized(codes, rounded / width, {}, usage)
+        return Quantized(z, codes, rounded / width, {}, usage)
 
     @property
     def _places(self):
@@ -197,6 +200,7 @@ class LookupFreeQuantizer(nn.Module):
             affinity = -jnp.sum((part[..., None, :] - book) ** 2, axis=-1)
             entropy = entropy + entropy_loss(affinity, rows, self.entropy_temperature)
         return Quantized(
+            latents=z,
             codes=codes,
             vectors=straight_through(z, vectors),
             losses={
@@ -242,7 +246,7 @@ class KlBottleneck(nn.Module):
             vectors = mean + jnp.exp(0.5 * log_variance) * noise
         each = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance, axis=-1)
         codes = jnp.zeros(z.shape[:2], jnp.int32)
-        return Quantized(codes, vectors, {"kl": masked_mean(each, rows)}, jnp.zeros(1))
+        return Quantized(mean, codes, vectors, {"kl": masked_mean(each, rows)}, jnp.zeros(1))
 
     def look_up(self, codes: Int[Array, "b s"]) -> Float[Array, "b s c"]:
         """Raises ValueError: continuous latents have no ids."""

@@ -15,13 +15,13 @@ from evatok_jax.config import to_plain
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
 from evatok_jax.models.dropout import split_keys
-from evatok_jax.models.quantizers import normalize
-from evatok_jax.models.ragged import check_lengths, static_size
+from evatok_jax.models.ragged import check_lengths, layout, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
 from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
 from evatok_jax.stages.adversary import Adversary
 from evatok_jax.stages.aligner import Aligner
+from evatok_jax.stages.codebook import CodebookHealth
 from evatok_jax.stages.stage import BaseStage, sample_keys
 from evatok_jax.storage.export import load_export
 
@@ -40,7 +40,10 @@ class TokenizerStage(BaseStage):
         }
         self.model = build_tokenizer(self.description)
         self.geometry = self.model.config.geometry
-        self.adversary = self.aligner = None
+        self.adversary = self.aligner = self.codebook = None
+        if config.model.quantizer in ("vq", "svq"):
+            size, dim = config.model.codebook_size, config.model.code_dim
+            self.codebook = CodebookHealth(config.codebook, size, dim)
         if config.adversary.kind != "none":
             self.adversary = Adversary(config.adversary, self.geometry)
             self.periods["discriminator"] = config.adversary.every
@@ -101,30 +104,25 @@ class TokenizerStage(BaseStage):
         params = init(rng, video, lengths)["params"]
         if self.config.model.position_init == "sincos":
             params = _keys_like_queries(params)
-        if self.config.codebook_start == "data":
+        if self.codebook and self.config.codebook.start != "uniform":
             params = self._codes_from_data(params, batch, rng)
         groups, state = {"tokenizer": params}, {}
+        if self.codebook:
+            state["codebook"] = self.codebook.init()
         if self.adversary:
-            groups["discriminator"], state = self.adversary.init(jax.random.fold_in(rng, 2))
+            made = self.adversary.init(jax.random.fold_in(rng, 2))
+            groups["discriminator"], state["adversary"] = made
         if self.aligner:
             groups["alignment"] = self.aligner.init(jax.random.fold_in(rng, 3))
         return groups, state
 
     def _codes_from_data(self, params, batch, rng):
-        """Codes that start as latents of the first batch, spread a little.
-
-        An untrained encoder's latents lie in a narrow cone, where a codebook spread over the whole
-        sphere has a handful of codes: hardly anything would reach the decoder for a long time.
-        """
-        g, fresh = self.geometry, jax.random.fold_in(rng, 1)
+        g = self.geometry
         lengths = jnp.full((len(batch["video"]), g.blocks), g.max_block, jnp.int32)
         video = to_model(batch["video"])
         z = self.model.apply({"params": params}, video, lengths, g.max_length, method="encode")
-        z = normalize(z).reshape(-1, z.shape[-1])
-        book = params["quantizer"]["codebook"]
-        picked = z[jax.random.choice(fresh, len(z), (len(book),), replace=len(z) < len(book))]
-        spread = 0.1 * z.std(axis=0) * jax.random.normal(rng, picked.shape)
-        return {**params, "quantizer": {"codebook": normalize(picked + spread)}}
+        book = self.codebook.start(z.reshape(-1, z.shape[-1]), jax.random.fold_in(rng, 1))
+        return {**params, "quantizer": {"codebook": book}}
 
     def frozen_spec(self):
         spec = {"lpips": lpips_spec(self.config.loss.lpips_net)}
@@ -179,16 +177,20 @@ class TokenizerStage(BaseStage):
             loss = loss + self.config.alignment.weight * metrics["alignment"]
             losses["alignment"] = jnp.zeros(())  # phi's gradient is that of the tokenizer's loss
         if self.adversary:
-            judge = params["discriminator"]
-            fooled, seen = self._fool(judge, state, frozen, fake, keys[2], step)
+            judge, memory = params["discriminator"], state["adversary"]
+            fooled, seen = self._fool(judge, memory, frozen, fake, keys[2], step)
             metrics["adversarial"] = fooled
             loss = loss + self.config.adversary.weight * fooled
         if learns:
             real = self.adversary.look(frozen, video, keys[3])
-            losses["discriminator"], state, more = self.adversary.judge(
-                judge, state, real, seen, keys[4]
+            losses["discriminator"], memory, more = self.adversary.judge(
+                judge, memory, real, seen, keys[4]
             )
-            metrics |= more
+            state, metrics = {**state, "adversary": memory}, metrics | more
+        if self.codebook:
+            rows = layout(batch["lengths"], static)
+            health, more = self.codebook.observe(state["codebook"], q, rows, rng)
+            state, metrics = {**state, "codebook": health}, metrics | more
         usage = q.usage / jnp.maximum(q.usage.sum(), 1.0)
         metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean((fake - video) ** 2, axis=(1, 2, 3, 4))).mean(),
@@ -215,6 +217,27 @@ class TokenizerStage(BaseStage):
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         return jax.lax.cond(step >= start, looked, idle, fake)
+
+    def after_update(self, train_state, metrics):
+        """Moves dead codes to latents of this batch, in the parameters and in their average."""
+        if not (self.codebook and self.config.codebook.revive_every):
+            return train_state
+        trees = [train_state.params["tokenizer"], *filter(None, [train_state.ema.get("tokenizer")])]
+        books, health, moved = self.codebook.revive(
+            [tree["quantizer"]["codebook"] for tree in trees],
+            train_state.state["codebook"],
+            train_state.step,
+        )
+        metrics["codes_revived"] = moved
+        trees = [
+            {**tree, "quantizer": {"codebook": book}}
+            for tree, book in zip(trees, books, strict=True)
+        ]
+        return train_state.replace(
+            params={**train_state.params, "tokenizer": trees[0]},
+            ema={**train_state.ema, **({"tokenizer": trees[1]} if len(trees) > 1 else {})},
+            state={**train_state.state, "codebook": health},
+        )
 
     def export(self, params):
         """The tokenizer, with the router that decides its lengths if there is one."""

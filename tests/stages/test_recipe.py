@@ -104,8 +104,10 @@ def test_weights_of_one_side_leave_the_other_alone(run, batch, frozen, kind):
 
 
 def test_no_number_in_one_loss_stays_in_its_group(run):
-    lecam = jax.tree.map(lambda x: x + jnp.nan, run.state.state["lecam"])
-    ill = run.state.replace(state={**run.state.state, "lecam": lecam})
+    lecam = jax.tree.map(lambda x: x + jnp.nan, run.state.state["adversary"]["lecam"])
+    ill = run.state.replace(
+        state={**run.state.state, "adversary": {**run.state.state["adversary"], "lecam": lecam}}
+    )
     after, metrics = run(ill)
     assert np.isnan(metrics["loss/discriminator"])
     assert finite(after.params["tokenizer"]) and finite(after.params["alignment"])

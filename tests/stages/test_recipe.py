@@ -14,7 +14,7 @@ from evatok_jax.stages.stage import load_stage
 
 G = geometry("nano")
 GROUPS = ("tokenizer", "discriminator", "alignment")
-LEVEL = 8
+LEVEL = 4
 
 
 def make_stage(kind="videomae", **changes):
@@ -24,6 +24,8 @@ def make_stage(kind="videomae", **changes):
         add_adversary(config, kind)
         add_alignment(config)
     config.adversary.update(changes)
+    for settings in config.optim.values():
+        settings.warmup = 0
     return load_stage(config)
 
 

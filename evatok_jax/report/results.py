@@ -10,7 +10,7 @@ import numpy as np
 from evatok_jax.writers import read_metrics
 
 # The order in which a pipeline runs its jobs, by the first word of their names.
-_ORDER = [
+_ORDER = (
     "data",
     "proxy",
     "scores",
@@ -20,7 +20,7 @@ _ORDER = [
     "tokens",
     "generator",
     "evaluate",
-]
+)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ SIZE = 80  # static size of the ragged batch below
 @pytest.fixture(scope="module")
 def made():
     """A tokenizer with random weights, and a ragged batch."""
-    model = build_tokenizer({"geometry": "nano", "size": "tiny", "codebook_size": 64})
+    model = build_tokenizer(
+        {"geometry": "nano", "size": "tiny", "codebook_size": 64, "qk_norm": True}
+    )
     lengths = jnp.array([[8, 16, 8, 32], [32, 8, 8, 8], [16, 16, 16, 16]], jnp.int32)
     video = jnp.asarray(
         np.random.default_rng(0).uniform(-0.5, 0.5, (3, *NANO.clip_shape)), jnp.float32
@@ -136,7 +138,14 @@ def test_remat_changes_nothing(made):
     """Gradients with and without rematerialisation agree."""
     model, params, video, lengths = made
     again = build_tokenizer(
-        {"geometry": "nano", "size": "tiny", "codebook_size": 64, "remat": True, "unroll": 2}
+        {
+            "geometry": "nano",
+            "size": "tiny",
+            "codebook_size": 64,
+            "qk_norm": True,
+            "remat": True,
+            "unroll": 2,
+        }
     )
 
     def loss(model):

@@ -15,6 +15,7 @@ from evatok_jax.presets import (
     generator_config,
     router_config,
     tokenizer_config,
+    tokens_config,
 )
 
 LOCAL_STEPS = 5
@@ -80,8 +81,30 @@ def router_experiment(arg, w_q: float = 1.2, steps: int = 50_000) -> ConfigDict:
     return router_config(args)
 
 
-def generator_experiment(arg, size: str, classes: int, steps: int) -> ConfigDict:
-    """A generator on the table `tokens` that the tokenizer of the export `tokenizer` wrote."""
+def generator_experiment(arg, size: str, classes: int, steps: int, first: int = 0) -> ConfigDict:
+    """A generator on the table `tokens` that the tokenizer of the export `tokenizer` wrote.
+
+    With `first` frames of each clip given it predicts the others, and knows no classes.
+    """
     args = _arguments(arg, steps, lr=3e-4, tokenizer="", tokens="", classes=classes)
-    args.size = "tiny" if args.runlocal else size
-    return generator_config(args)
+    args.size, args.first = "tiny" if args.runlocal else size, first
+    config = generator_config(args)
+    if first:
+        config.name, config.model.condition = "frame-prediction", _given_lengths(args)
+    return config
+
+
+def tokens_experiment(arg, first: int) -> ConfigDict:
+    """The table for frame prediction, by the routed tokenizer of the export `tokenizer`."""
+    args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0, flip=True)
+    args.windows = args.windows or (4 if args.runlocal else 0)
+    args.first = first
+    config = tokens_config(args)
+    config.condition.lengths = _given_lengths(args)
+    return config
+
+
+def _given_lengths(args) -> tuple[int, int]:
+    """The longest level and the one two below it, 512 and 128 as the paper has them."""
+    levels = geometry(args.geometry).levels
+    return levels[-1], levels[-3]

@@ -60,13 +60,29 @@ class TokenizerStage(BaseStage):
             check_lengths(fixed, self.geometry.levels, self.geometry.blocks)
             self._lengths = self._fixed
         elif rule == "router":
-            self._router_export = load_export(config.lengths.router)
-            self._router = build_router(self._router_export.config["router"])
-            self.inputs = {"router": self._router_export.digest}
+            description = {
+                "geometry": self.description["geometry"],
+                "size": config.lengths.router_size,
+            }
+            if config.lengths.router:
+                self._router_export = load_export(config.lengths.router)
+                description = self._router_export.config["router"]
+            self._router = build_router(description)
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
         self._lengths = jax.jit(partial(_with_longest, self._lengths))
+
+    def inputs(self):
+        """The router that decides; ValueError where none is named."""
+        if self.config.lengths.rule != "router":
+            return {}
+        if not self._router_export:
+            raise ValueError(
+                "config.lengths.router is empty: give router=EXPORT, the folder of a router's "
+                "export"
+            )
+        return {"router": self._router_export.digest}
 
     def batches(self, start):
         return iter(self.clips(start))
@@ -126,9 +142,10 @@ class TokenizerStage(BaseStage):
 
     def frozen_spec(self):
         spec = {"lpips": lpips_spec(self.config.loss.lpips_net)}
-        if self._router_export:
-            router = self._router_export.params["router"]
-            spec["router"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), router)
+        if self.config.lengths.rule == "router":
+            video = jnp.zeros((1, *self.geometry.clip_shape))
+            router = jax.eval_shape(self._router.init, jax.random.key(0), video)
+            spec["router"] = router["params"]
         for part in filter(None, (self.adversary, self.aligner)):
             spec |= part.frozen_spec()
         return spec

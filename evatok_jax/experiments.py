@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 from evatok_jax.config import parse_arguments
 from evatok_jax.geometry import geometry
 from evatok_jax.presets import (
-    add_adversary,
-    add_alignment,
+    add_recipe,
     curation_config,
     generator_config,
     router_config,
@@ -50,17 +49,16 @@ def tokenizer_experiment(
     args.size = "tiny" if args.runlocal else "S-B"
     config = tokenizer_config(args)
     config.name, config.lengths.rule = name, lengths
-    if not args.runlocal:
+    if args.runlocal:  # few steps: what matters is to compile little
+        config.model.unroll, config.lengths.multiple = 1, geometry(args.geometry).max_length
+    else:
         config.model.codebook_size = codebook_size
     if lengths == "router":
         config.lengths.router = args.router
     elif lengths == "fixed":
         g = geometry(args.geometry)
         config.lengths.fixed = (g.levels[-2],) * g.blocks
-    if adversary != "none":
-        add_adversary(config, adversary)
-    if alignment:
-        add_alignment(config)
+    add_recipe(config, adversary, alignment)
     return config
 
 

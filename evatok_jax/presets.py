@@ -7,6 +7,7 @@ from evatok_jax.names import nearest
 from evatok_jax.optim import default_optim
 
 K600_LENGTHS = 512, 128  # tokens of the two blocks of given frames (EVATok sec. 4.1)
+ADVERSARIES = "transformer", "videomae"
 CACHE = 2**30  # a split that fits is decoded once and kept in memory
 
 
@@ -14,8 +15,9 @@ def run_section(steps: int, **changes) -> ConfigDict:
     """Run settings: what may change between two starts of the same workdir.
 
     Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from
-    the parameters of an export (into the group `init_group`, by default the one that both have). Data
-    are read by `workers` processes (0: in this one) of `threads` threads; any number gives the same bits.
+    the parameters of an export (into the group `init_group`, by default the one that both have).
+    Data are read by `workers` processes (0: in this one) of `threads` threads; any number gives the
+    same bits.
     """
     return ConfigDict(
         dict(
@@ -131,11 +133,22 @@ def tokenizer_config(args) -> ConfigDict:
     )
 
 
+def add_recipe(config: ConfigDict, adversary: str, alignment: bool) -> None:
+    """The rest of the paper's recipe, as far as it is asked for; adversary "none" adds none."""
+    if adversary != "none":
+        add_adversary(config, adversary)
+    if alignment:
+        add_alignment(config)
+
+
 def add_adversary(config: ConfigDict, kind: str) -> None:
     """Lets a tokenizer learn against a discriminator, "transformer" (LARP's) or "videomae".
 
     The paper gives no settings: rates, betas and decay are those of LARP and of V-RAE's port.
+    Raises ValueError for another kind.
     """
+    if kind not in ADVERSARIES:
+        raise ValueError(f"unknown adversary {kind!r}: {nearest(kind, ADVERSARIES)}")
     config.adversary.kind = kind
     config.adversary.own_weight = 0.3 if kind == "videomae" else 1.0
     little = config.model.position_init == "sincos"

@@ -19,10 +19,13 @@ def run_section(steps: int, **changes) -> ConfigDict:
     Data are read by `workers` processes (0: in this one) of `threads` threads; any number gives the
     same bits.
     """
+    # Multiples of 5 from 5 on: a discriminator that learns in every fifth step is in the log.
+    log_every = max(1, min(100, steps // 100))
+    log_every -= log_every % 5 if log_every > 5 else 0
     return ConfigDict(
         dict(
             steps=steps,
-            log_every=max(1, min(100, steps // 100)),
+            log_every=log_every,
             checkpoint_every=max(1, min(5000, steps // 4)),
             checkpoint_minutes=10.0,
             keep=2,
@@ -62,6 +65,8 @@ def tokenizer_config(args) -> ConfigDict:
                 geometry=args.geometry,
                 size=args.size,
                 quantizer="vq",  # svq, fsq, lfq, kl
+                quantizer_levels=(),  # of fsq
+                sampling=0.03,  # temperature of svq
                 codebook_size={"tiny": 256, "mini": 1024}.get(args.size, 16384),
                 code_dim=8,
                 qk_norm=little,  # at their learning rates logits grew to 80, and gradients burst

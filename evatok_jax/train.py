@@ -86,7 +86,10 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
             grads, new, metrics = gradients(params, carry, frozen, *one, step)
             return new, (grads, metrics)
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        def split(x):  # every k-th row, so that each part lies on all devices as the batch does
+            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = jax.tree.map(split, batch)
         rngs = jnp.broadcast_to(rng, (accumulate, *rng.shape))
         state, (grads, metrics) = jax.lax.scan(micro, state, (parts, rngs))
         grads, metrics = jax.tree.map(lambda x: x.mean(axis=0), (grads, metrics))
@@ -128,11 +131,12 @@ class Steps:
         self._compiled = {}
 
     def __call__(self, step: int, static):
+        """The step number `step`, counted from 1; a group of period k learns in every k-th."""
         stage = self._stage
         groups = tuple(
             g
             for g, every in stage.periods.items()
-            if step % every == 0 and step >= stage.starts.get(g, 0)
+            if step % every == 0 and step > stage.starts.get(g, 0)
         )
         key = (groups, static)
         if key not in self._compiled:
@@ -219,6 +223,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         interrupt = Interrupt()
         batches = stage.batches(step * config.batch_size)
         pending = None  # metrics of the step before: fetched late, so that logging never waits
+        newest = {}  # of each metric, those of groups that rest at present included
         last_save = time.time()
         bar = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True, desc=config.name)
         upcoming = complete(next(batches), step)
@@ -228,7 +233,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
             # Queued before the step, so that its sizes are known while the step still runs.
             upcoming = complete(next(batches), step) if step < run.steps else None
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = steps(step - 1, key)(state, frozen, batch, rng)
+                state, metrics = steps(step, key)(state, frozen, batch, rng)
+            newest |= metrics
             report(pending, writer, bar, config, began)
             pending = (step, metrics) if step % run.log_every == 0 or step == run.steps else None
             bar.update()
@@ -242,7 +248,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             ):
                 report(pending, writer, bar, config, began)
                 pending = None
-                guard(metrics, step)
+                guard(newest, step)
                 checkpoints.save(step, state)
                 last_save = time.time()
             if stopping:

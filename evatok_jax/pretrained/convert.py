@@ -17,7 +17,7 @@ import numpy as np
 
 from evatok_jax.pretrained.torch_state import load_torch
 from evatok_jax.pretrained.vit import VitConfig, sine_table
-from evatok_jax.storage.tensors import load_tensors
+from evatok_jax.storage.tensors import load_published
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     Raises ValueError where it is neither.
     """
     if Path(path).suffix == ".safetensors":
-        return load_tensors(np.fromfile(path, np.uint8))
+        return load_published(np.fromfile(path, np.uint8))
     return load_torch(path)
 
 

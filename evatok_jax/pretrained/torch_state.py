@@ -8,8 +8,9 @@ import io
 import math
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -38,27 +39,41 @@ def load_torch(path: str | Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
             if len(names) != 1:
-                raise ValueError(f"{path}: no file of torch.save (one data.pkl expected)")
+                raise ValueError("no file of torch.save (one data.pkl expected)")
             root = names[0].removesuffix("data.pkl")
             order = f"{root}byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
-                raise ValueError(f"{path}: written on a big-endian machine")
+                raise ValueError("written on a big-endian machine")
             tree = _Unpickler(archive, root).load()
-    except (zipfile.BadZipFile, pickle.UnpicklingError, KeyError, EOFError) as error:
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"a {type(tree).__name__} where a dict of tensors was expected")
+        return dict(_tensors(tree, ""))
+    except _MALFORMED as error:
         raise ValueError(f"{path}: {error}") from error
-    flat: dict[str, np.ndarray] = {}
 
-    def walk(node, prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            elif isinstance(value, np.ndarray):
-                flat[f"{prefix}{key}"] = value
 
-    if not isinstance(tree, Mapping):
-        raise ValueError(f"{path}: a {type(tree).__name__} where a dict of tensors was expected")
-    walk(tree, "")
-    return flat
+# What a pickle can provoke that asks for what it may, in a way that makes no sense.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+)
+
+
+def _tensors(node: Mapping, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{key}", value
 
 
 def _tensor(storage, offset, size, stride, *_) -> np.ndarray:

@@ -40,17 +40,19 @@ class Aligner:
     stands: on the decoder (default), or on the teacher, as Eq. 1 is printed, where a constant is a
     trivial solution.
 
-    Raises ValueError where the grids do not fit, or for another side.
+    Raises ValueError where the grids do not fit, for another side, or a layer that is none.
     """
 
-    def __init__(self, config, geometry, width: int):
+    def __init__(self, config, geometry, decoder):
         self.config = config
         f, (rows, columns) = geometry.block_frames, geometry.grid
         if f % TUBELET[0]:
             raise ValueError(f"blocks of {f} frames are not made of tubelets of {TUBELET[0]}")
         if config.side not in ("decoder", "teacher"):
             raise ValueError(f"alignment.side must be decoder or teacher, not {config.side!r}")
-        self.slots = f // TUBELET[0]
+        if not 1 <= config.layer <= decoder.layers:
+            raise ValueError(f"alignment.layer is {config.layer}: layers are 1 to {decoder.layers}")
+        self.slots, width = f // TUBELET[0], decoder.width
         clip = (geometry.frames, rows * TUBELET[1], columns * TUBELET[2])
         self.vit = replace(teacher(config.teacher), clip=clip)
         outputs = self.slots * self.vit.width if config.side == "decoder" else width

@@ -25,7 +25,7 @@ class Stage(Protocol):
 
     config: ConfigDict
     periods: Mapping[str, int]  # group -> every how many steps it learns
-    starts: Mapping[str, int]  # group -> the first step at which it may, for groups that wait
+    starts: Mapping[str, int]  # group -> the step after which it may, for groups that wait
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
 
     def inputs(self) -> Mapping[str, str]:
@@ -123,10 +123,13 @@ class BaseStage:
 
     def optimizers(self, steps):
         """The optimisers that the config describes, group by group."""
+
+        def updates(group):
+            every = self.periods[group]
+            return max(steps // every - self.starts.get(group, 0) // every, 1)
+
         return {
-            group: optimizer(
-                settings, max(-(-(steps - self.starts.get(group, 0)) // self.periods[group]), 1)
-            )
+            group: optimizer(settings, updates(group))
             for group, settings in self.config.optim.items()
         }
 

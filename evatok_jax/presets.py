@@ -58,6 +58,7 @@ def tokenizer_config(args) -> ConfigDict:
             model=dict(
                 geometry=args.geometry,
                 size=args.size,
+                stem="linear",  # or cnn: the hybrid of the image variant
                 quantizer="vq",  # svq, fsq, lfq, kl
                 codebook_size={"tiny": 256, "mini": 1024}.get(args.size, 16384),
                 code_dim=8,

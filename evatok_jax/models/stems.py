@@ -21,12 +21,11 @@ class LinearIn(nn.Dense):
 
     patch: tuple[int, int, int] = (1, 1, 1)
 
-    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t i j d"]:
+    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p d"]:
         """Features of the patches of each block."""
         f, h, w = self.patch
         x = rearrange(video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w)
-        x = super().__call__(x)
-        return rearrange(x, "b t (i j) d -> b t i j d", i=video.shape[2] // h)
+        return super().__call__(x)
 
 
 class LinearOut(nn.Dense):
@@ -58,12 +57,12 @@ class CnnIn(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t i j {self.width}"]:
+    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p {self.width}"]:
         """Features of the patches of each block."""
         x = rearrange(video, "b f h w c -> (b f) h w c")
         x = CnnEncoder(self.cnn, self.dtype, self.remat, name="cnn")(x)
         frames = self.geometry.block_frames
-        x = rearrange(x, "(b t f) i j c -> b t i j (f c)", b=len(video), f=frames)
+        x = rearrange(x, "(b t f) i j c -> b t (i j) (f c)", b=len(video), f=frames)
         x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED, name="project")(x)
 

@@ -338,12 +338,13 @@ class Tokenizer(nn.Module):
     # ---- shared by both: t blocks from `first` on ----------------------------------------------
 
     def _encode(self, video, rows: Layout, first, cache):
-        grid = self.patch_in(video)
-        b, t, p = *grid.shape[:2], self.config.geometry.block_patches
+        features = self.patch_in(video)
+        b, t, p = features.shape[:3]
+        grid = features.reshape(b, t, *self.config.geometry.grid, -1)
         local = rows.replace(block=jnp.where(rows.valid, rows.block - first, 0))
         queries = self.query_in(take_slots(pyramid(grid), local))
         positions = _blocks(self.encoder_patch_positions, first, t).reshape(t * p, -1)
-        flat = grid.reshape(b, t * p, -1)
+        flat = features.reshape(b, t * p, -1)
         side = Side(
             queries=rows.rows,
             positions=look_up(self.encoder_token_positions, rows).astype(queries.dtype),

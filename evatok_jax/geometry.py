@@ -2,7 +2,7 @@
 
 A geometry fixes the clip, the patch and the token levels; widths and depths are another word
 (`models/sizes.py`). The names are those of the configs: `nano`, `mini64`, `paper128`. An image is a
-clip of one frame and so of one block: `image256` (EVATok's supplement, ImageNet), `image32` for tests.
+clip of one frame and so of one block: `image256` (EVATok's supplement), `image32` for tests.
 """
 
 from dataclasses import dataclass

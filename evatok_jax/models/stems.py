@@ -16,28 +16,40 @@ from evatok_jax.models.sizes import CnnConfig
 from evatok_jax.names import nearest
 
 
-class LinearIn(nn.Dense):
+class LinearIn(nn.Module):
     """Flattened patches through one matrix."""
 
-    patch: tuple[int, int, int] = (1, 1, 1)
+    width: int
+    geometry: Geometry
+    dtype: jnp.dtype
 
-    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p d"]:
+    def setup(self):
+        self.dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED)
+        nn.share_scope(self, self.dense)
+
+    def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p {self.width}"]:
         """Features of the patches of each block."""
-        f, h, w = self.patch
+        f, h, w = self.geometry.patch
         x = rearrange(video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w)
-        return super().__call__(x)
+        return self.dense(x)
 
 
-class LinearOut(nn.Dense):
+class LinearOut(nn.Module):
     """The inverse: one matrix from features to the pixels of a patch."""
 
-    geometry: Geometry | None = None
+    geometry: Geometry
+    dtype: jnp.dtype
+
+    def setup(self):
+        values = self.geometry.patch_values
+        self.dense = nn.Dense(values, dtype=self.dtype, kernel_init=TRUNCATED)
+        nn.share_scope(self, self.dense)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b f h w 3"]:
         """Pixels in fp32 from the features of whole blocks of patches."""
         (f, h, w), (rows, columns) = self.geometry.patch, self.geometry.grid
         return rearrange(
-            super().__call__(x).astype(jnp.float32),
+            self.dense(x).astype(jnp.float32),
             "b (t i j) (f h w c) -> b (t f) (i h) (j w) c",
             i=rows,
             j=columns,
@@ -100,11 +112,7 @@ def make_stem(
     Raises ValueError for an unknown name, or where the patch is not what the CNN's scales make.
     """
     if kind == "linear":
-        shared = dict(dtype=dtype, kernel_init=TRUNCATED)
-        return (
-            LinearIn(width, patch=geometry.patch, **shared),
-            LinearOut(geometry.patch_values, geometry=geometry, **shared),
-        )
+        return LinearIn(width, geometry, dtype), LinearOut(geometry, dtype)
     if kind != "cnn":
         raise ValueError(f"unknown stem {kind!r}: {nearest(kind, ('linear', 'cnn'))}")
     side = 2 ** (len(cnn.multipliers) - 1)
@@ -113,7 +121,4 @@ def make_stem(
             f"a CNN of {len(cnn.multipliers)} scales has patches of {side}x{side} pixels, the "
             f"geometry has {geometry.patch[1]}x{geometry.patch[2]}: choose another size or geometry"
         )
-    return (
-        CnnIn(width, geometry, cnn, dtype, remat),
-        CnnOut(geometry, cnn, dtype, remat),
-    )
+    return CnnIn(width, geometry, cnn, dtype, remat), CnnOut(geometry, cnn, dtype, remat)

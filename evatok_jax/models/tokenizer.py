@@ -28,7 +28,7 @@ from evatok_jax.models.ragged import (
     take_firsts,
     take_slots,
 )
-from evatok_jax.models.sizes import CnnConfig, StackConfig
+from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
 from evatok_jax.models.stems import make_stem
 
 
@@ -60,7 +60,7 @@ class TokenizerConfig:
     encoder: StackConfig
     decoder: StackConfig
     stem: str = "linear"
-    cnn: CnnConfig = CnnConfig()
+    cnn: CnnConfig = CNNS["S-B"]
     quantizer: str = "vq"
     codebook_size: int = 16384
     code_dim: int = 8
@@ -220,9 +220,7 @@ class Tokenizer(nn.Module):
             return self.param(name, init, (g.blocks, len(places), width))
 
         patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
-        self.patch_in, self.pixel_out = make_stem(
-            c.stem, c.encoder.width, g, c.cnn, dtype, c.remat
-        )
+        self.patch_in, self.pixel_out = make_stem(c.stem, c.encoder.width, g, c.cnn, dtype, c.remat)
         self.query_in = dense(c.encoder.width)
         self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)

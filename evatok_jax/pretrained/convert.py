@@ -200,7 +200,7 @@ def convert_vit(flat: Mapping[str, np.ndarray], config: VitConfig, names: Names)
     return tree
 
 
-def _stack(layers: list[dict]) -> dict:
+def _stack(layers: list):
     first = layers[0]
     if isinstance(first, np.ndarray):
         return np.stack(layers)

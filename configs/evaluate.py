@@ -43,5 +43,6 @@ def get_config(arg=None):
             samples=64,
             shown=24,
             guidance=1.0,
+            fvd_side=0,  # 64 for frame prediction on Kinetics-600; 0 is the clips' own
         )
     )

@@ -72,18 +72,24 @@ class Router:
         clips = check_clips(clips, self.geometry.clip_shape)
         return in_chunks(lambda part: self._score(self._params, part), self.batch, clips)
 
-    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
-        """The most likely assignment of each clip, among those of at most `budget` tokens a clip.
+    def route(
+        self, clips: np.ndarray, budget: int | None = None, first: tuple[int, ...] = ()
+    ) -> Int[np.ndarray, "n t"]:
+        """The most likely assignment of each clip, among those that may be.
 
-        Raises ValueError for clips of another shape, or a budget below the least.
+        `budget` is the most tokens that a clip may have, `first` are the lengths that its first
+        blocks must have. Raises ValueError for clips of another shape, or where none may be.
         """
         totals = self.assignments.sum(axis=1)
-        if budget is not None and budget < totals.min():
-            raise ValueError(f"a budget of {budget} tokens: a clip has at least {totals.min()}")
-        log_p = self.scores(clips)
+        may = (self.assignments[:, : len(first)] == np.asarray(first, int)).all(axis=1)
         if budget is not None:
-            log_p = np.where(totals <= budget, log_p, -np.inf)
-        return self.assignments[log_p.argmax(axis=1)]
+            may &= totals <= budget
+        if not may.any():
+            raise ValueError(
+                f"no assignment has budget={budget} and first={tuple(first)}: a clip has at least "
+                f"{totals.min()} tokens, and blocks have {self.geometry.levels}"
+            )
+        return self.assignments[np.where(may, self.scores(clips), -np.inf).argmax(axis=1)]
 
 
 class Tokenizer:
@@ -114,13 +120,15 @@ class Tokenizer:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
         self.router = router
 
-    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
+    def route(
+        self, clips: np.ndarray, budget: int | None = None, first: tuple[int, ...] = ()
+    ) -> Int[np.ndarray, "n t"]:
         """The router's lengths (see `Router.route`). Raises ValueError without a router."""
         if self.router is None:
             raise ValueError(
                 "this tokenizer has no router: give lengths, or call use_router() first"
             )
-        return self.router.route(clips, budget)
+        return self.router.route(clips, budget, first)
 
     # ---- clips ---------------------------------------------------------------------------------
 
@@ -183,6 +191,28 @@ class Tokenizer:
         """`decode(encode(...))`."""
         return self.decode(self.encode(clips, lengths, budget))
 
+    def condition(self, frames: np.ndarray, lengths: tuple[int, ...]) -> Int[np.ndarray, "n c"]:
+        """Codes of a clip's first frames, for a generator that predicts the others.
+
+        Args:
+          frames: uint8 [n, f, height, width, 3]; the last one is repeated to fill the blocks.
+          lengths: tokens of each of these blocks.
+
+        Raises ValueError where the frames do not fit the blocks, or a length is no level.
+        """
+        g = self.geometry
+        room, frames = len(lengths) * g.block_frames, np.asarray(frames)
+        if frames.ndim != 5 or not 0 < frames.shape[1] <= room <= g.frames:
+            raise ValueError(
+                f"frames {frames.shape} do not fit {len(lengths)} of {g.blocks} blocks of "
+                f"{g.block_frames}"
+            )
+        # What follows the blocks changes nothing in them: any frames, and the fewest tokens.
+        filled = np.minimum(np.arange(g.frames), frames.shape[1] - 1)
+        rest = (g.levels[0],) * (g.blocks - len(lengths))
+        tokens = self.encode(frames[:, filled], np.tile([*lengths, *rest], (len(frames), 1)))
+        return tokens.codes[:, : sum(lengths)]
+
     def cut(self, video: np.ndarray) -> UInt8[np.ndarray, "n f h w 3"]:
         """A video of any length as clips; the last one is filled by its last frame.
 
@@ -244,21 +274,42 @@ class Generator:
         self._params = jax.device_put(export.params["generator"])
         self.tokenizer = Tokenizer(export, batch)
 
-        def token_loss(params, classes, ids, kind):
-            logits = self.model.apply({"params": params}, classes, ids)
+        def token_loss(params, classes, ids, kind, condition):
+            logits = self.model.apply({"params": params}, classes, ids, condition=condition)
             return next_token_loss(logits, ids, kind)
 
         self._loss = jax.jit(token_loss)
 
-    def token_loss(self, classes, ids, kind):
-        """Mean next-token loss in nats and its parts, of sequences as `to_sequence` makes them."""
-        return self._loss(self._params, classes, ids, kind)
+    def known(self, classes: np.ndarray) -> np.ndarray:
+        """Class numbers as this generator has them: all 0 where it knows only one."""
+        return np.zeros_like(classes) if self.config.num_classes == 1 else classes
 
-    def sample_tokens(self, classes, seed: int = 0, guidance: float = 1.0, **options) -> Tokens:
+    def token_loss(self, classes, ids, kind, condition=None):
+        """Mean next-token loss in nats and its parts, of sequences as `to_sequence` makes them."""
+        return self._loss(self._params, classes, ids, kind, condition)
+
+    def sample_tokens(
+        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, **options
+    ) -> Tokens:
         """Tokens of one clip for each class number; `options` are those of `engine.sample`.
 
-        A sample depends on (seed, its place in `classes`, its class) alone, not on batches.
+        A generator for frame prediction also takes `frames`, uint8 [n, condition_frames, height,
+        width, 3], the first ones of each clip. A sample depends on (seed, its place in `classes`,
+        its class and frames) alone, not on batches.
         """
+        if (frames is None) == bool(self.config.given):
+            raise ValueError(
+                f"this generator takes {self.config.condition_frames} first frames of each clip"
+                + (": give frames" if frames is None else ", none was expected")
+            )
+        given = None
+        if frames is not None:
+            if np.shape(frames)[:2] != (len(classes), self.config.condition_frames):
+                raise ValueError(
+                    f"frames {np.shape(frames)}: expected are {len(classes)} clips of "
+                    f"{self.config.condition_frames} frames"
+                )
+            given = self.tokenizer.condition(frames, self.config.condition)
         classes = engine.check_whole("classes", classes)
         rng, parts = jax.random.key(seed), []
         for first in range(0, len(classes), self.batch):
@@ -271,6 +322,7 @@ class Generator:
                 rng,
                 guidance=guidance,
                 indices=own,
+                condition=None if given is None else given[own],
                 **options,
             )
             count = len(index)
@@ -278,7 +330,8 @@ class Generator:
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def sample(
-        self, classes, seed: int = 0, guidance: float = 1.0, **options
+        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, **options
     ) -> UInt8[np.ndarray, "n f h w 3"]:
-        """One clip for each class number."""
-        return self.tokenizer.decode(self.sample_tokens(classes, seed, guidance, **options))
+        """One clip for each class number; arguments are those of `sample_tokens`."""
+        tokens = self.sample_tokens(classes, seed, guidance, frames, **options)
+        return self.tokenizer.decode(tokens)

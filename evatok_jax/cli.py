@@ -68,16 +68,18 @@ def decode(args) -> None:
 
 
 def sample(args) -> None:
-    """Clips of a class to a folder of videos, or to an .npy file."""
+    """Clips of a class, or that begin as a video does, to a folder of videos or an .npy file."""
     from evatok_jax.api import Generator
-    from evatok_jax.files import save_clips
+    from evatok_jax.files import first_frames, save_clips
 
     model = opened(args.model)
     if not isinstance(model, Generator):
         raise ValueError(f"{args.model} holds a tokenizer; sampling needs a generator")
-    classes = np.full(args.count, args.label)
+    classes, frames = np.full(args.count, args.label), None
+    if args.first:
+        frames = np.repeat(first_frames(model, args.first)[None], args.count, axis=0)
     clips = model.sample(
-        classes, args.seed, args.guidance, temperature=args.temperature, top_k=args.top_k
+        classes, args.seed, args.guidance, frames, temperature=args.temperature, top_k=args.top_k
     )
     show(save_clips(clips, args.output))
 
@@ -179,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
         ("output", dict(help="a folder for videos, or an .npy file")),
         model,
         ("--label", dict(type=int, default=0, help="class number")),
+        ("--first", dict(help="frame prediction: a video whose first frames are given")),
         ("--count", dict(type=int, default=4)),
         ("--seed", dict(type=int, default=0)),
         ("--guidance", dict(type=float, default=1.0, help="classifier-free guidance, 1 is none")),

@@ -15,7 +15,7 @@ def count(tree) -> int:
 def describe_config(config: ConfigDict) -> dict:
     """Parameters by group and by part of the model, frozen networks, geometry; all abstract.
 
-    Raises ValueError for a job that learns nothing, and for a generator without its tokenizer.
+    Raises ValueError for a job that learns nothing.
     """
     if config.job != "train":
         raise ValueError(f"config {config.name!r} is a job of kind {config.job!r}: it has no model")

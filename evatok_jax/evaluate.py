@@ -199,13 +199,17 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
     real = next(eval_clips(clips, len(windows), windows))
-    classes = real["label"] if generator.config.num_classes > 1 else np.zeros(len(windows), int)
-    tokens = generator.sample_tokens(classes, config.seed, config.guidance)
+    classes = generator.known(real["label"])
+    first = generator.config.condition_frames
+    frames = real["video"][:, :first] if first else None
+    tokens = generator.sample_tokens(classes, config.seed, config.guidance, frames)
     video = generator.tokenizer.decode(tokens)
     result = {"samples": len(video), "tokens": float(tokens.lengths.sum(axis=1).mean())}
     result["tokens_per_block"] = tokens.lengths.mean(axis=0).tolist()
     if i3d is not None:
-        result |= generation_scores(video, real["video"], i3d, config.resamples)
+        result |= generation_scores(
+            video, real["video"], i3d, config.resamples, side=config.fvd_side
+        )
     seen = None
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
         ids, loss = _token_loss(generator, grammar, read_table(path), config.batch_size)
@@ -244,8 +248,9 @@ def _token_loss(generator: Generator, grammar, table, batch_size: int) -> tuple:
         own = np.minimum(rows, clips - 1)
         # Rows that fill the last batch are all padding: they count nothing.
         real = np.where((rows < clips)[:, None], kind[own], PADDING)
-        label = jnp.asarray(table["label"][own], jnp.int32)
-        loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real))
+        label = jnp.asarray(generator.known(table["label"][own]), jnp.int32)
+        given = jnp.asarray(table["condition"][own], jnp.int32) if "condition" in table else None
+        loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real), given)
         total += float(loss) * (real != PADDING).sum()
     tokens = ids[kind != PADDING]
     return tokens, total / len(tokens)

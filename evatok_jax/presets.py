@@ -6,6 +6,8 @@ from evatok_jax.geometry import geometry
 from evatok_jax.names import nearest
 from evatok_jax.optim import default_optim
 
+K600_LENGTHS = 512, 128  # tokens of the two blocks of given frames (EVATok sec. 4.1)
+ADVERSARIES = "transformer", "videomae"
 CACHE = 2**30  # a split that fits is decoded once and kept in memory
 
 
@@ -13,8 +15,9 @@ def run_section(steps: int, **changes) -> ConfigDict:
     """Run settings: what may change between two starts of the same workdir.
 
     Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from
-    the parameters of an export (into the group `init_group`, the first by default). Data are read
-    by `workers` processes (0: in this one) of `threads` threads; any number gives the same bits.
+    the parameters of an export (into the group `init_group`, by default the one that both have).
+    Data are read by `workers` processes (0: in this one) of `threads` threads; any number gives the
+    same bits.
     """
     return ConfigDict(
         dict(
@@ -101,7 +104,8 @@ def tokenizer_config(args) -> ConfigDict:
             lengths=dict(
                 rule="fixed",
                 fixed=(g.levels[len(g.levels) // 2],) * g.blocks,
-                router="",
+                router="",  # an export; without one only abstract builds, of `router_size`
+                router_size="tiny" if little else "S",
                 strata=1,
                 multiple=g.max_length // 8,
             ),
@@ -130,11 +134,22 @@ def tokenizer_config(args) -> ConfigDict:
     )
 
 
+def add_recipe(config: ConfigDict, adversary: str, alignment: bool) -> None:
+    """The rest of the paper's recipe, as far as it is asked for; adversary "none" adds none."""
+    if adversary != "none":
+        add_adversary(config, adversary)
+    if alignment:
+        add_alignment(config)
+
+
 def add_adversary(config: ConfigDict, kind: str) -> None:
     """Lets a tokenizer learn against a discriminator, "transformer" (LARP's) or "videomae".
 
     The paper gives no settings: rates, betas and decay are those of LARP and of V-RAE's port.
+    Raises ValueError for another kind.
     """
+    if kind not in ADVERSARIES:
+        raise ValueError(f"unknown adversary {kind!r}: {nearest(kind, ADVERSARIES)}")
     config.adversary.kind = kind
     config.adversary.own_weight = 0.3 if kind == "videomae" else 1.0
     little = config.model.position_init == "sincos"
@@ -179,6 +194,17 @@ def curation_config(args, kind: str) -> ConfigDict:
     )
 
 
+def tokens_config(args) -> ConfigDict:
+    """The table on which a generator trains; for frame prediction with `first` frames given."""
+    config = curation_config(args, "tokens")
+    config.name = f"tokens-{args.split}"
+    config.fixed = (0,)  # or the lengths of every clip's blocks
+    config.condition = dict(frames=args.first, lengths=K600_LENGTHS if args.first else ())
+    config.data.flip = args.flip
+    config.shard_size = 256
+    return config
+
+
 def router_config(args) -> ConfigDict:
     """The router's job; w_q + w_l = 2."""
     return ConfigDict(
@@ -213,7 +239,10 @@ def router_config(args) -> ConfigDict:
 
 
 def generator_config(args) -> ConfigDict:
-    """The generator's job, on a table of tokens."""
+    """The generator's job, on a table of tokens; with `first` frames of each clip given.
+
+    Then nothing is guided, so no class is dropped.
+    """
     little = small(args.size)
     return ConfigDict(
         dict(
@@ -224,11 +253,16 @@ def generator_config(args) -> ConfigDict:
             batch_size=args.batch,
             accumulate=1,
             tokenizer=args.tokenizer,
+            # Abstract builds without a tokenizer take the paper's; a run takes its tokenizer's.
+            grammar=dict(geometry="nano" if little else "paper128", codebook_size=8192),
             data=dict(tokens=args.tokens),
             length_multiple=128,
             model=dict(
                 size=args.size,
                 num_classes=args.classes,
+                class_dropout=0.0 if args.first else 0.1,
+                condition=K600_LENGTHS if args.first else (),
+                condition_frames=args.first,
                 dtype="float32" if little else "bfloat16",
                 remat=not little,
             ),

@@ -162,7 +162,8 @@ def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) 
     state = fresh()
     if run.init_from:
         export = load_export(run.init_from)
-        group = run.init_group or next(iter(state.params))
+        shared = [group for group in state.params if group in export.params]
+        group = run.init_group or next(iter(shared), next(iter(state.params)))
         if group not in state.params:
             raise ValueError(f"run.init_group={group!r}: {nearest(group, state.params)}")
         mismatch = compare_trees(state.params[group], export.params.get(group, {}))
@@ -184,7 +185,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage that the config names until `run.steps`, or until a signal asks to stop."""
     run, began = config.run, time.time()
     stage = load_stage(config)
-    workdirs.claim(workdir, config, stage.inputs)
+    workdirs.claim(workdir, config, stage.inputs())
     done = workdirs.finished(workdir)
     if done and done["step"] >= run.steps:
         logging.info("%s is finished", workdir)

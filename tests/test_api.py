@@ -64,6 +64,30 @@ def test_round_trip_under_given_lengths(tokenizer, clips):
     assert same.mean() > 0.95  # ids near a tie may flip with the shape of the batch
 
 
+def test_given_frames_are_coded_as_in_their_clip(tokenizer, clips):
+    """Whatever follows them; a last frame fills up its block."""
+    lengths = np.array([[32, 16, 4, 16]] * 3)
+    want = tokenizer.encode(clips, lengths).codes[:, :48]
+    np.testing.assert_array_equal(tokenizer.condition(clips[:, :8], (32, 16)), want)
+    still = clips.copy()
+    still[:, 5:8] = clips[:, 4:5]
+    want = tokenizer.encode(still, lengths).codes[:, :48]
+    np.testing.assert_array_equal(tokenizer.condition(clips[:, :5], (32, 16)), want)
+    with pytest.raises(ValueError, match="do not fit 1 of 4 blocks of 4"):
+        tokenizer.condition(clips[:, :5], (32,))
+
+
+def test_first_lengths_bind_the_router(tokenizer, clips):
+    router = tokenizer.router
+    lengths = router.route(clips, first=(32, 4))
+    assert (lengths[:, :2] == [32, 4]).all()
+    own = (router.assignments[:, :2] == [32, 4]).all(axis=1)
+    best = router.scores(clips)[:, own].argmax(axis=1)
+    np.testing.assert_array_equal(lengths, router.assignments[own][best])
+    with pytest.raises(ValueError, match=r"no assignment has budget=20 and first=\(32,\)"):
+        router.route(clips, budget=20, first=(32,))
+
+
 def test_budget_bounds_the_router(tokenizer, clips):
     """The router's choice within a budget is its best one that fits."""
     for budget in (16, 60, 128):
@@ -216,11 +240,11 @@ def test_a_failed_download_is_one_line(capsys, monkeypatch):
     assert error == "evatok assets: pip could not download x (exit 1); it said: ERROR: c. Check.\n"
 
 
-def test_info_of_a_generator_needs_its_tokenizer(export, capsys):
-    """It says so; with it, levels and assignments are those of the tokenizer."""
-    with pytest.raises(SystemExit):
-        cli.main(["info", "--config=configs/generator.py"])
-    assert "tokenizer=EXPORT" in capsys.readouterr().err
+def test_info_of_a_generator_is_of_its_tokenizers_grammar(export, capsys):
+    """Without a tokenizer it is of the paper's."""
+    cli.main(["info", "--config=configs/generator.py"])
+    info = json.loads(capsys.readouterr().out)
+    assert info["assignments"] == 625 and 99.1e6 < info["parameters"]["generator"] < 99.3e6
     cli.main(["info", f"--config=configs/generator.py:tokenizer={export},size=tiny,classes=2"])
     info = json.loads(capsys.readouterr().out)
     assert info["levels"] == list(G.levels) and info["assignments"] == 81

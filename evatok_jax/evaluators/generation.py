@@ -1,18 +1,30 @@
 """Generated clips: gFVD against real ones, and what the length tokens came to."""
 
+from functools import partial
+
+import jax
 import numpy as np
 
 from evatok_jax.evaluators.fvd import FvdStats, bootstrap_interval, clip_features, frechet
 
 
 def generation_scores(
-    fake: np.ndarray, real: np.ndarray, i3d, resamples: int = 50, seed: int = 0
+    fake: np.ndarray,
+    real: np.ndarray,
+    i3d,
+    resamples: int = 50,
+    seed: int = 0,
+    side: int = 0,
 ) -> dict:
     """gFVD of samples against real clips (uint8 [n, f, h, w, 3] each), with a bootstrap interval.
 
+    With `side` both are first resized to that many pixels (frame prediction on Kinetics-600: 64, as
+    LARP has it; bilinear, antialiased).
     `real_vs_real` is the distance between two random halves of the real clips. Each half has half
     the clips, so it lies above the floor that samples of the full number could reach.
     """
+    if side:
+        real, fake = (_resized(clips, side) for clips in (real, fake))
     sides = clip_features(i3d, real), clip_features(i3d, fake)
     low, high = bootstrap_interval(*sides, resamples, seed, paired=False)
     halves = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
@@ -27,6 +39,13 @@ def generation_scores(
         "samples": len(fake),
         "real_clips": len(real),
     }
+
+
+def _resized(clips: np.ndarray, side: int) -> np.ndarray:
+    shape = (*clips.shape[1:2], side, side, 3)
+    resize = jax.jit(partial(jax.image.resize, shape=shape, method="linear"))
+    pixels = [np.asarray(resize(clip.astype(np.float32))) for clip in clips]
+    return np.stack(pixels).round().clip(0, 255).astype(np.uint8)
 
 
 def unigram_entropy(ids: np.ndarray) -> float:

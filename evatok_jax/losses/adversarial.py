@@ -5,6 +5,8 @@ n ~ 0.15 N(0, 1)), so that it does not grow certain. LeCam (Tseng et al. 2021) p
 towards moving averages of those on the other side.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,8 @@ SMOOTHING, MOST = 0.15, 0.3
 class LecamAverages:
     """Moving averages of a discriminator's mean logits, scalars."""
 
-    real: jax.Array
-    fake: jax.Array
+    real: Any  # arrays, or their shapes
+    fake: Any
 
     @classmethod
     def zeros(cls) -> "LecamAverages":

@@ -6,6 +6,8 @@ tree is walked depth first, one block step for a node, with all clips of a batch
 has padding, and only the caches along one path are alive.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,8 @@ from evatok_jax.search.scores import Scores
 class PrefixTree:
     """Scores every assignment of every clip with a block-causal tokenizer in hand.
 
-    `batch` clips go through together. One program for each level is compiled, and one for the
-    features of the original.
+    `batch` clips go through together. Two programs for each level are compiled (the last block
+    leaves no caches behind), and one for the features of the original.
     """
 
     def __init__(self, model: Tokenizer, params, lpips_params, net: str, batch: int):
@@ -33,7 +35,7 @@ class PrefixTree:
         self._geometry = g = model.config.geometry
         self.assignments = all_assignments(g.levels, g.blocks)
         self._original = jax.jit(self._features)
-        self._step = jax.jit(self._node, static_argnames="level")
+        self._step = jax.jit(self._node, static_argnames=("level", "last"))
 
     def _features(self, lpips_params, frames):
         """Features of blocks, [blocks, n, frames, ...] for each depth of the network."""
@@ -43,8 +45,12 @@ class PrefixTree:
         )
         return [m.reshape(*frames.shape[:2], *m.shape[1:]) for m in maps]
 
-    def _node(self, params, lpips_params, caches, clips, original, block, level):
-        """Caches, LPIPS and MSE [n] of one block that has `level` tokens, given its beginning."""
+    def _node(self, params, lpips_params, caches, clips, original, block, level, last):
+        """Caches, LPIPS and MSE [n] of one block that has `level` tokens, given its beginning.
+
+        Nothing follows the `last` block: its caches are not kept. Four nodes of five are such, and
+        most of what they would write are caches.
+        """
         model, n = self._model, clips.shape[1]
         frames, features = clips[block], [f[block] for f in original]
         lengths = jnp.full(n, level, jnp.int32)
@@ -66,7 +72,8 @@ class PrefixTree:
         )
         own = [f.reshape(-1, *f.shape[2:]) for f in features]
         lpips = lpips_distance(lpips_params, own, found).reshape(n, -1).mean(axis=1)
-        return (encoder, decoder), lpips, jnp.mean(error**2, axis=(1, 2, 3, 4))
+        caches = None if last else (encoder, decoder)
+        return caches, lpips, jnp.mean(error**2, axis=(1, 2, 3, 4))
 
     def __call__(self, clips: UInt8[np.ndarray, "n f h w 3"]) -> Scores:
         """Scores of clips, in the order of `all_assignments`."""
@@ -81,16 +88,17 @@ class PrefixTree:
         original = self._original(self._lpips_params, blocks)
         found = []
 
+        step = partial(self._step, self._params, self._lpips_params)
+
         def visit(caches, block, beginning):
+            last = block + 1 == g.blocks
             for level in g.levels:
-                below, *scores = self._step(
-                    self._params, self._lpips_params, caches, blocks, original, block, level=level
-                )
+                below, *scores = step(caches, blocks, original, block, level=level, last=last)
                 path = [*beginning, scores]
-                if block + 1 < g.blocks:
-                    visit(below, block + 1, path)
-                else:  # an assignment: the means over its blocks
+                if last:  # an assignment: the means over its blocks
                     found.append(np.mean(jax.device_get(path), axis=0))
+                else:
+                    visit(below, block + 1, path)
 
         model = self._model.bind({"params": self._params})
         visit((model.encoder_cache(n), model.decoder_cache(n)), 0, [])

@@ -60,13 +60,29 @@ class TokenizerStage(BaseStage):
             check_lengths(fixed, self.geometry.levels, self.geometry.blocks)
             self._lengths = self._fixed
         elif rule == "router":
-            self._router_export = load_export(config.lengths.router)
-            self._router = build_router(self._router_export.config["router"])
-            self.inputs = {"router": self._router_export.digest}
+            description = {
+                "geometry": self.description["geometry"],
+                "size": config.lengths.router_size,
+            }
+            if config.lengths.router:
+                self._router_export = load_export(config.lengths.router)
+                description = self._router_export.config["router"]
+            self._router = build_router(description)
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
         self._lengths = jax.jit(partial(_with_longest, self._lengths))
+
+    def inputs(self):
+        """The router that decides; ValueError where none is named."""
+        if self.config.lengths.rule != "router":
+            return {}
+        if not self._router_export:
+            raise ValueError(
+                "config.lengths.router is empty: give router=EXPORT, the folder of a router's "
+                "export"
+            )
+        return {"router": self._router_export.digest}
 
     def batches(self, start):
         return iter(self.clips(start))
@@ -126,9 +142,10 @@ class TokenizerStage(BaseStage):
 
     def frozen_spec(self):
         spec = {"lpips": lpips_spec(self.config.loss.lpips_net)}
-        if self._router_export:
-            router = self._router_export.params["router"]
-            spec["router"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), router)
+        if self.config.lengths.rule == "router":
+            video = jnp.zeros((1, *self.geometry.clip_shape))
+            router = jax.eval_shape(self._router.init, jax.random.key(0), video)
+            spec["router"] = router["params"]
         for part in filter(None, (self.adversary, self.aligner)):
             spec |= part.frozen_spec()
         return spec
@@ -141,51 +158,56 @@ class TokenizerStage(BaseStage):
             frozen |= part.load_frozen()
         return frozen
 
+    # What the scopes in `losses` are called, for counts by part (benchmarks/recipe.py).
+    SCOPES = ("autoencoder", "perceptual", "alignment", "fooling", "judging")
+
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1), and the discriminator's."""
         weights, learns = self.config.loss, "discriminator" in groups
         video, keys = to_model(batch["video"]), sample_keys(rng, batch)
         keys = split_keys(keys, 5)
-        fake, q, features = self.model.apply(
-            {"params": params["tokenizer"]},
-            video,
-            batch["lengths"],
-            static,
-            keys[0],
-            tap=self.config.alignment.layer if self.aligner else 0,
-            method="training_pass",
-        )
+        with jax.named_scope("autoencoder"):
+            fake, q, features = self.model.apply(
+                {"params": params["tokenizer"]},
+                video,
+                batch["lengths"],
+                static,
+                keys[0],
+                tap=self.config.alignment.layer if self.aligner else 0,
+                method="training_pass",
+            )
         scored = max(weights.lpips_clips // self.config.accumulate, 1)
         scored = scored if weights.lpips_clips else len(video)
-        parts = {
-            "l1": jnp.abs(fake - video).mean(),
-            "lpips": frame_lpips(
+        with jax.named_scope("perceptual"):
+            lpips = frame_lpips(
                 frozen["lpips"],
                 video[:scored],
                 fake[:scored],
                 keys[1, :scored],
                 weights.lpips_frames,
                 weights.lpips_net,
-            ),
-            **q.losses,
-        }
+            )
+        parts = {"l1": jnp.abs(fake - video).mean(), "lpips": lpips, **q.losses}
         loss = sum(weights[name] * value for name, value in parts.items())
         losses, metrics = {}, parts
         if self.aligner:
-            seen = self.aligner.look(frozen, video)
-            metrics["alignment"] = self.aligner.loss(params["alignment"], features, seen)
+            with jax.named_scope("alignment"):
+                seen = self.aligner.look(frozen, video)
+                metrics["alignment"] = self.aligner.loss(params["alignment"], features, seen)
             loss = loss + self.config.alignment.weight * metrics["alignment"]
             losses["alignment"] = jnp.zeros(())  # phi's gradient is that of the tokenizer's loss
         if self.adversary:
             judge, memory = params["discriminator"], state["adversary"]
-            fooled, seen = self._fool(judge, memory, frozen, fake, keys[2], step)
+            with jax.named_scope("fooling"):
+                fooled, seen = self._fool(judge, memory, frozen, fake, keys[2], step)
             metrics["adversarial"] = fooled
             loss = loss + self.config.adversary.weight * fooled
         if learns:
-            real = self.adversary.look(frozen, video, keys[3])
-            losses["discriminator"], memory, more = self.adversary.judge(
-                judge, memory, real, seen, keys[4]
-            )
+            with jax.named_scope("judging"):
+                real = self.adversary.look(frozen, video, keys[3])
+                losses["discriminator"], memory, more = self.adversary.judge(
+                    judge, memory, real, seen, keys[4]
+                )
             state, metrics = {**state, "adversary": memory}, metrics | more
         if self.codebook:
             rows = layout(batch["lengths"], static)

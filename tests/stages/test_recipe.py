@@ -1,5 +1,7 @@
 """The full recipe, tiny: tokenizer, discriminator and aligner keep out of each other's updates."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,16 +16,16 @@ from evatok_jax.stages.stage import load_stage
 
 G = geometry("nano")
 GROUPS = ("tokenizer", "discriminator", "alignment")
+WEIGHTS = ("weight", "own_weight", "lecam")
 LEVEL = 4
 
 
-def make_stage(kind="videomae", **changes):
-    """A stage with an adversary of that kind and an aligner; `changes` are of `adversary`."""
+def make_stage(kind="videomae"):
+    """A stage with an adversary of that kind and an aligner."""
     config = load_config(f"configs/final.py:geometry=nano,size=tiny,batch=2,level={LEVEL}")
     with config.unlocked():
         add_adversary(config, kind)
         add_alignment(config)
-    config.adversary.update(changes)
     for settings in config.optim.values():
         settings.warmup = 0
     return load_stage(config)
@@ -57,22 +59,36 @@ def frozen():
 class Run:
     """A stage, a fresh state of it, and one compiled step of all groups."""
 
-    def __init__(self, batch, frozen, kind="videomae", **changes):
-        self.stage = make_stage(kind, **changes)
-        self.frozen = {name: frozen[name] for name in self.stage.frozen_spec()}
-        self.batch, optimizers = batch, self.stage.optimizers(10)
-        key = jax.random.key(0)
-        self.state = training.init_state(self.stage, optimizers, key, batch)
-        self.step = jax.jit(training.make_step(self.stage, optimizers, GROUPS, G.blocks * LEVEL))
+    def __init__(self, batch, frozen, kind):
+        self.stage = stage = make_stage(kind)
+        self.frozen = {name: frozen[name] for name in stage.frozen_spec()}
+        self.batch, optimizers = batch, stage.optimizers(10)
+        self.state = training.init_state(stage, optimizers, jax.random.key(0), batch)
+        self.weights = {name: float(stage.config.adversary[name]) for name in WEIGHTS}
 
-    def __call__(self, state=None, frozen=None):
+        @jax.jit
+        def step(state, frozen, weights):
+            with stage.config.adversary.ignore_type():  # weights as arguments: compiled once
+                stage.config.adversary.update(weights)
+                one = training.make_step(stage, optimizers, GROUPS, G.blocks * LEVEL)
+                return one(state, frozen, batch, jax.random.key(1))
+
+        self._step = step
+
+    def __call__(self, state=None, frozen=None, **weights):
         given = self.state if state is None else state
-        return self.step(given, frozen or self.frozen, self.batch, jax.random.key(1))
+        return self._step(given, frozen or self.frozen, self.weights | weights)
 
 
 @pytest.fixture(scope="module")
-def run(batch, frozen):
-    return Run(batch, frozen)
+def runs(batch, frozen):
+    """One of each kind of adversary."""
+    return {kind: Run(batch, frozen, kind) for kind in ("videomae", "transformer")}
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    return runs["videomae"]
 
 
 def same(a, b):
@@ -93,13 +109,12 @@ def test_every_group_learns_and_every_metric_is_there(run):
 
 
 @pytest.mark.parametrize("kind", ["videomae", "transformer"])
-def test_weights_of_one_side_leave_the_other_alone(run, batch, frozen, kind):
-    before = run()[0] if kind == "videomae" else Run(batch, frozen, kind)()[0]
-    stronger = Run(batch, frozen, kind, weight=0.6)()[0]
+def test_weights_of_one_side_leave_the_other_alone(runs, kind):
+    run = runs[kind]
+    before, stronger = run()[0], run(weight=2 * run.weights["weight"])[0]
     assert same(before.params["discriminator"], stronger.params["discriminator"])
     assert not same(before.params["tokenizer"], stronger.params["tokenizer"])
-    weight = 2 * make_stage(kind).config.adversary.own_weight
-    stricter = Run(batch, frozen, kind, own_weight=weight, lecam=0.1)()[0]
+    stricter = run(own_weight=2 * run.weights["own_weight"], lecam=0.1)[0]
     for group in ("tokenizer", "alignment"):
         assert same(before.params[group], stricter.params[group])
     assert not same(before.params["discriminator"], stricter.params["discriminator"])
@@ -116,3 +131,23 @@ def test_no_number_in_one_loss_stays_in_its_group(run):
     blind = {**run.frozen, "lpips": jax.tree.map(lambda x: x + jnp.nan, run.frozen["lpips"])}
     after, metrics = run(frozen=blind)
     assert np.isnan(metrics["loss/tokenizer"]) and finite(after.params["discriminator"])
+
+
+@pytest.mark.parametrize("name", ["webvid_uniform_videomae", "webvid_proxy"])
+def test_no_step_holds_a_large_constant(name):
+    """At full size, position tables included: weights and tables are arguments or computed."""
+    stage = load_stage(load_config(f"configs/{name}.py:batch=1"))
+    optimizers, rng = stage.optimizers(10), jax.random.key(0)
+    paper = geometry("paper128")
+    batch = {
+        "video": jax.ShapeDtypeStruct((1, *paper.clip_shape), jnp.uint8),
+        "lengths": jax.ShapeDtypeStruct((1, paper.blocks), jnp.int32),
+        "key": jax.ShapeDtypeStruct((1,), jnp.uint32),
+        "window": jax.ShapeDtypeStruct((1,), jnp.uint32),
+    }
+    state = jax.eval_shape(lambda b: training.init_state(stage, optimizers, rng, b), batch)
+    step = training.make_step(stage, optimizers, GROUPS, 1024)
+    text = jax.jit(step).lower(state, stage.frozen_spec(), batch, rng).as_text()
+    constants = re.findall(r'stablehlo.constant dense<"0x([0-9A-F]*)">', text)
+    assert constants, "the small resizing matrices are found, so a large table would be"
+    assert max(map(len, constants)) / 2 < 2**20

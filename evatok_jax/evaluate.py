@@ -7,7 +7,6 @@ arrays in the workdir, which the report reads.
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -17,7 +16,7 @@ from evatok_jax import workdir as workdirs
 from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
-from evatok_jax.bench import Bench, Routed, looked_up, protocol, uniform
+from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, uniform
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.evaluators.generation import (
@@ -28,7 +27,6 @@ from evatok_jax.evaluators.generation import (
 from evatok_jax.evaluators.reconstruction import at_budget, codebook_report
 from evatok_jax.models.sequence import PADDING, to_sequence
 from evatok_jax.names import nearest
-from evatok_jax.pretrained.i3d import load_i3d
 from evatok_jax.storage.export import load_export
 
 
@@ -196,6 +194,7 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     """Samples by class, their gFVD, and the loss on held-out tokens beside the unigram entropy."""
     generator = Generator(load_export(config.generator), config.batch_size)
     g, grammar = generator.tokenizer.geometry, generator.config.grammar
+    i3d = fvd_network(config, g.frames)
     # As LARP has it: real clips are drawn, their classes condition the samples.
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
@@ -207,8 +206,7 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     video = generator.tokenizer.decode(tokens)
     result = {"samples": len(video), "tokens": float(tokens.lengths.sum(axis=1).mean())}
     result["tokens_per_block"] = tokens.lengths.mean(axis=0).tolist()
-    if config.fvd:
-        i3d = jax.device_put(load_i3d())
+    if i3d is not None:
         result |= generation_scores(
             video, real["video"], i3d, config.resamples, side=config.fvd_side
         )

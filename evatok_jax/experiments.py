@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from evatok_jax.config import parse_arguments
 from evatok_jax.geometry import geometry
 from evatok_jax.presets import (
+    add_alignment,
     add_recipe,
     curation_config,
     generator_config,
@@ -18,16 +19,20 @@ from evatok_jax.presets import (
 )
 
 LOCAL_STEPS = 5
+IMAGE_BATCH = 256
 
 
-def _arguments(arg, steps: int = 0, batch: int = 128, lr: float = 1e-4, **more) -> ConfigDict:
+def _arguments(
+    arg, steps: int = 0, batch: int = 128, lr: float = 1e-4, images: bool = False, **more
+) -> ConfigDict:
     """The arguments, with a geometry and a size that fit the place."""
     args = parse_arguments(arg, data="", seed=0, batch=0, steps=0, lr=0.0, runlocal=False, **more)
     local = args.runlocal
     args.batch = args.batch or (2 if local else batch)
     args.steps = args.steps or (LOCAL_STEPS if local else steps)
     args.lr = args.lr or (1e-3 if local else lr)
-    args.geometry = "nano" if local else "paper128"
+    places = ("image256", "image32") if images else ("paper128", "nano")
+    args.geometry = places[local]
     return args
 
 
@@ -39,13 +44,14 @@ def tokenizer_experiment(
     adversary: str = "videomae",
     alignment: bool = True,
     codebook_size: int = 16384,
+    images: bool = False,
 ) -> ConfigDict:
-    """A tokenizer: `lengths` is random (a proxy), router or fixed (256 a block).
+    """A tokenizer: `lengths` is random (a proxy), router or fixed (256 a block, one a patch).
 
     A routed one takes `router`, the export of a router.
     """
     routed = {"router": ""} if lengths == "router" else {}
-    args = _arguments(arg, steps, **routed)
+    args = _arguments(arg, steps, IMAGE_BATCH if images else 128, images=images, **routed)
     args.size = "tiny" if args.runlocal else "S-B"
     config = tokenizer_config(args)
     config.name, config.lengths.rule = name, lengths
@@ -57,8 +63,22 @@ def tokenizer_experiment(
         config.lengths.router = args.router
     elif lengths == "fixed":
         g = geometry(args.geometry)
-        config.lengths.fixed = (g.levels[-2],) * g.blocks
+        config.lengths.fixed = (g.block_patches,) * g.blocks
     add_recipe(config, adversary, alignment)
+    return config
+
+
+def image_tokenizer_experiment(arg, name: str, lengths: str) -> ConfigDict:
+    """A tokenizer of images: GigaTok's hybrid, aligned with DINOv3 (supplement, image variant).
+
+    The paper does not say which discriminator it had: this is that of the pixels, as of the plain
+    video tokenizers. GigaTok's own are a hinge PatchGAN, or heads on DINO-S.
+    """
+    config = tokenizer_experiment(
+        arg, name, lengths, adversary="transformer", alignment=False, images=True
+    )
+    config.model.stem = "cnn"
+    add_alignment(config, "dinov3_b")
     return config
 
 
@@ -72,9 +92,11 @@ def scores_experiment(arg, windows: int = 100_000) -> ConfigDict:
     return config
 
 
-def router_experiment(arg, w_q: float = 1.2, steps: int = 50_000) -> ConfigDict:
+def router_experiment(
+    arg, w_q: float = 1.2, steps: int = 50_000, batch: int = 128, images: bool = False
+) -> ConfigDict:
     """A router on the table `scores`, by hard labels; w_l = 2 - w_q."""
-    args = _arguments(arg, steps, scores="", w_q=w_q)
+    args = _arguments(arg, steps, batch, images=images, scores="", w_q=w_q)
     args.size, args.temperature = "tiny" if args.runlocal else "S", 0.0
     return router_config(args)
 
@@ -89,6 +111,17 @@ def generator_experiment(arg, size: str, classes: int, steps: int, first: int = 
     config = generator_config(args)
     if first:
         config.name, config.model.condition = "frame-prediction", _given_lengths(args)
+    return config
+
+
+def image_generator_experiment(arg, size: str, classes: int, epochs: int, images: int):
+    """A generator of images by class, at GigaTok's batch and rate, after so many `images` seen."""
+    steps = images * epochs // IMAGE_BATCH
+    more = dict(tokenizer="", tokens="", classes=classes)
+    args = _arguments(arg, steps, IMAGE_BATCH, 1e-4, images=True, **more)
+    args.size, args.first = "tiny" if args.runlocal else size, 0
+    config = generator_config(args)
+    config.grammar = dict(geometry=args.geometry, codebook_size=16384)
     return config
 
 

@@ -64,6 +64,7 @@ def tokenizer_config(args) -> ConfigDict:
             model=dict(
                 geometry=args.geometry,
                 size=args.size,
+                stem="linear",  # or cnn: the hybrid of the image variant
                 quantizer="vq",  # svq, fsq, lfq, kl
                 quantizer_levels=(),  # of fsq
                 sampling=0.03,  # temperature of svq
@@ -171,13 +172,14 @@ def add_adversary(config: ConfigDict, kind: str) -> None:
         config.adversary.teacher = "videomae_tiny"
 
 
-def add_alignment(config: ConfigDict) -> None:
-    """Aligns a tokenizer's decoder with V-JEPA 2 (EVATok Eq. 1, weight 0.7)."""
-    config.alignment.weight = 0.7
+def add_alignment(config: ConfigDict, teacher: str = "vjepa2_l") -> None:
+    """Aligns a tokenizer's decoder with a frozen ViT (EVATok Eq. 1, weight 0.7)."""
+    config.alignment.update(dict(weight=0.7, teacher=teacher))
     config.optim.alignment = config.optim.tokenizer.copy_and_resolve_references()
     config.optim.alignment.ema = 0.0
     if config.model.position_init == "sincos":
-        config.alignment.update(dict(teacher="vjepa2_tiny", layer=1, hidden=64))
+        tiny = f"{teacher.split('_')[0]}_tiny"
+        config.alignment.update(dict(teacher=tiny, layer=1, hidden=64))
 
 
 def curation_config(args, kind: str) -> ConfigDict:

@@ -69,7 +69,9 @@ def test_every_config_loads(name):
 
 # Parameters in millions, by the paper or by the arithmetic of its ancestors' shapes.
 SIZES = {"tokenizer": 144.3, "router": 20.2, "GPT-B": 99.2, "GPT-L": 327.3, "GPT-L-plus": 633.3}
-FROZEN = {"lpips": 14.7, "videomae": 87.4, "vjepa2": 303.9, "router": 20.2}
+FROZEN = {"lpips": 14.7, "videomae": 87.4, "vjepa2": 303.9, "dinov3": 85.7, "router": 20.2}
+# One block of images: fewer positions, GigaTok's CNN (its 232M count phi's 14.2M too), 8 levels.
+IMAGES = {"tokenizer": 218.6, "router": 19.4, "GPT-B": 111.3}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -77,10 +79,12 @@ def test_full_size_builds_without_weights(name):
     """The paper's sizes, from the default arguments, with no file at hand."""
     config = load_config(f"configs/{name}.py")
     info = describe_config(config)
-    assert info["assignments"] == 625 and info["longest"] == 2048
+    images = "imagenet" in name
+    assert (info["assignments"], info["longest"]) == ((8, 512) if images else (625, 2048))
     (group,) = info["parameters"].keys() & {"tokenizer", "router", "generator"}
-    wanted = SIZES[config.model.size if group == "generator" else group]
+    wanted = (IMAGES if images else SIZES)[config.model.size if group == "generator" else group]
     # UCF + K600 has half the codebook, frame prediction has positions for the given frames.
     assert info["parameters"][group] / 1e6 == pytest.approx(wanted, rel=5e-3)
     for network, count in info["frozen"].items():
-        assert count / 1e6 == pytest.approx(FROZEN[network], rel=5e-3)
+        own = IMAGES if images and network == "router" else FROZEN
+        assert count / 1e6 == pytest.approx(own[network], rel=5e-3)

@@ -40,6 +40,13 @@ REST = {
     "gpt_b_ucf": {"tokenizer": "@webvid_routed_videomae", "tokens": "#tokens"},
     "gpt_l_ucf": {"tokenizer": "@webvid_routed_videomae", "tokens": "#tokens"},
     "gpt_l_plus_ucf": {"tokenizer": "@webvid_routed_videomae", "tokens": "#tokens"},
+    "imagenet_proxy": {},
+    "imagenet_scores": {"tokenizer": "@imagenet_proxy"},
+    "imagenet_router": {"scores": "#imagenet_scores"},
+    "imagenet_routed": {"router": "@imagenet_router"},
+    "imagenet_uniform": {},
+    "tokens.images": {"tokenizer": "@imagenet_routed"},
+    "gpt_b_imagenet": {"tokenizer": "@imagenet_routed", "tokens": "#tokens.images"},
 }
 ADVERSARY = {"adversarial", *(f"adversary/{n}" for n in ("real", "fake", "accuracy", "lecam"))}
 
@@ -55,10 +62,10 @@ def run(name: str, needs: dict, home):
     given = {key: home / value[1:] / places[value[0]] for key, value in needs.items()}
     if not name.startswith("gpt"):
         given["data"] = home / "data" / "clips"
-    if name != "tokens":
+    if not name.startswith("tokens"):
         given["runlocal"] = "true"
     spec = ",".join(f"{key}={value}" for key, value in given.items())
-    config = load_config(f"configs/{name}.py:{spec}")
+    config = load_config(f"configs/{name.partition('.')[0]}.py:{spec}")
     start_job(config, home / name)
     return config
 
@@ -138,4 +145,4 @@ def test_every_experiment_is_among_them():
     found = {
         path.stem for path in configs.glob("*.py") if "evatok_jax.experiments" in path.read_text()
     }
-    assert found == (CHAIN.keys() | REST.keys()) - {"tokens"}
+    assert found == (CHAIN.keys() | REST.keys()) - {"tokens", "tokens.images"}

@@ -49,7 +49,8 @@ def _config(cls, description: dict, **stacks):
 def build_tokenizer(description: dict) -> Tokenizer:
     """A tokenizer from {"geometry", "size", and any field of TokenizerConfig}."""
     encoder, decoder = _size(sizes.TOKENIZERS, description["size"])
-    return Tokenizer(_config(TokenizerConfig, description, encoder=encoder, decoder=decoder))
+    parts = dict(encoder=encoder, decoder=decoder, cnn=_size(sizes.CNNS, description["size"]))
+    return Tokenizer(_config(TokenizerConfig, description, **parts))
 
 
 def build_router(description: dict) -> Router:

@@ -13,7 +13,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from evatok_jax.geometry import Geometry
@@ -29,7 +28,8 @@ from evatok_jax.models.ragged import (
     take_firsts,
     take_slots,
 )
-from evatok_jax.models.sizes import StackConfig
+from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
+from evatok_jax.models.stems import make_stem
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TokenizerConfig:
     Attributes:
       geometry: clip, patch and token levels.
       encoder, decoder: the two Q-Former stacks ("S-B": 512/6/8 and 768/12/12).
+      stem: "linear" (the paper's, for video) or "cnn" (GigaTok's hybrid, for images); see `stems`.
+      cnn: the CNN of that stem.
       quantizer: "vq" (the paper's), or "svq", "fsq", "lfq", "kl" (`quantizers`).
       codebook_size, code_dim: the codebook (16384 x 8 by default, GigaTok).
       quantizer_levels: of each channel, for FSQ; sampling: the temperature of SVQ.
@@ -57,6 +59,8 @@ class TokenizerConfig:
     geometry: Geometry
     encoder: StackConfig
     decoder: StackConfig
+    stem: str = "linear"
+    cnn: CnnConfig = CNNS["S-B"]
     quantizer: str = "vq"
     codebook_size: int = 16384
     code_dim: int = 8
@@ -216,7 +220,7 @@ class Tokenizer(nn.Module):
             return self.param(name, init, (g.blocks, len(places), width))
 
         patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
-        self.patch_in = dense(c.encoder.width)
+        self.patch_in, self.pixel_out = make_stem(c.stem, c.encoder.width, g, c.cnn, dtype, c.remat)
         self.query_in = dense(c.encoder.width)
         self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
@@ -242,7 +246,7 @@ class Tokenizer(nn.Module):
         self.decoder = QFormer(c.decoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.decoder_patch_positions = table("dec_pos3d", patches, c.decoder.width)
         self.decoder_token_positions = table("dec_pos1d", slots, c.decoder.width)
-        self.pixel_norm, self.pixel_out = norm(), dense(g.patch_values)
+        self.pixel_norm = norm()
 
     # ---- whole clips ---------------------------------------------------------------------------
 
@@ -267,23 +271,22 @@ class Tokenizer(nn.Module):
         """
         rows = layout(lengths, size)
         quantized = self.quantizer(self.encode(video, lengths, size), rows, keys)
-        patches, tapped, _ = self._decode(quantized.vectors, rows, 0, None, tap)
-        return self.unpatchify(patches), quantized, tapped
+        video, tapped, _ = self._decode(quantized.vectors, rows, 0, None, tap)
+        return video, quantized, tapped
 
     def encode(
         self, video: Float[Array, "b f h w 3"], lengths: Int[Array, "b t"], size: int
     ) -> Float[Array, "b s c"]:
         """Latents before the quantiser, not yet normalised; [b, size, quantizer.inputs]."""
-        z, _ = self._encode(self.patchify(video), layout(lengths, size), 0, None)
+        z, _ = self._encode(video, layout(lengths, size), 0, None)
         return z
 
     def decode(
         self, vectors: Float[Array, "b s c"], lengths: Int[Array, "b t"]
     ) -> Float[Array, "b f h w 3"]:
         """Pixels from code vectors; not clamped."""
-        rows = layout(lengths, vectors.shape[1])
-        patches, _, _ = self._decode(vectors, rows, 0, None)
-        return self.unpatchify(patches)
+        video, _, _ = self._decode(vectors, layout(lengths, vectors.shape[1]), 0, None)
+        return video
 
     def quantize(self, z: Float[Array, "b s c"], rows: Layout) -> Quantized:
         """Nearest codes of latents."""
@@ -315,7 +318,7 @@ class Tokenizer(nn.Module):
     ) -> tuple[StepCache, Float[Array, "b s c"]]:
         """Latents of one block: `lengths` tokens in `size` positions, given earlier blocks."""
         rows = layout(lengths[:, None], size, first_block=block)
-        z, cache = self._encode(self.patchify(frames), rows, block, cache)
+        z, cache = self._encode(frames, rows, block, cache)
         return cache, z
 
     def decode_step(
@@ -327,16 +330,15 @@ class Tokenizer(nn.Module):
     ) -> tuple[StepCache, Float[Array, "b f h w 3"]]:
         """Frames of one block from its tokens' vectors, given the earlier blocks."""
         rows = layout(lengths[:, None], vectors.shape[1], first_block=block)
-        patches, _, cache = self._decode(vectors, rows, block, cache)
-        return cache, self.unpatchify(patches)
+        frames, _, cache = self._decode(vectors, rows, block, cache)
+        return cache, frames
 
     # ---- shared by both: t blocks from `first` on ----------------------------------------------
 
-    def _encode(self, patches, rows: Layout, first, cache):
-        b, t, p = patches.shape[:3]
-        h, w = self.config.geometry.grid
-        features = self.patch_in(patches)
-        grid = features.reshape(b, t, h, w, -1)
+    def _encode(self, video, rows: Layout, first, cache):
+        features = self.patch_in(video)
+        b, t, p = features.shape[:3]
+        grid = features.reshape(b, t, *self.config.geometry.grid, -1)
         local = rows.replace(block=jnp.where(rows.valid, rows.block - first, 0))
         queries = self.query_in(take_slots(pyramid(grid), local))
         positions = _blocks(self.encoder_patch_positions, first, t).reshape(t * p, -1)
@@ -372,25 +374,7 @@ class Tokenizer(nn.Module):
             reference_count=rows.lengths.sum(axis=1),
         )
         x, tapped, cache = self.decoder(queries, side, cache, tap)
-        patches = self.pixel_out(self.pixel_norm(x)).astype(jnp.float32)
-        return patches.reshape(b, t, p, -1), tapped, cache
-
-    def patchify(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p v"]:
-        """Cuts frames into blocks of flattened patches."""
-        f, h, w = self.config.geometry.patch
-        return rearrange(video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w)
-
-    def unpatchify(self, patches: Float[Array, "b t p v"]) -> Float[Array, "b f h w 3"]:
-        """The inverse of `patchify`."""
-        f, h, w = self.config.geometry.patch
-        return rearrange(
-            patches,
-            "b t (i j) (f h w c) -> b (t f) (i h) (j w) c",
-            i=self.config.geometry.grid[0],
-            f=f,
-            h=h,
-            w=w,
-        )
+        return self.pixel_out(self.pixel_norm(x)), tapped, cache
 
 
 def _blocks(table, first, count: int):

@@ -5,6 +5,7 @@
 | VideoMAE-B | Hugging Face `VideoMAEModel` | `model.safetensors` |
 | VideoMAE-B | InternVideo's `vit_b_hybrid_pt_800e.pth` (the paper's) | PyTorch |
 | V-JEPA 2 ViT-L | Hugging Face `VJEPA2Model` | `model.safetensors` |
+| DINOv3 ViT-B | Hugging Face `DINOv3ViTModel` | `model.safetensors` |
 
 Heads, decoders and predictors in the same file are left out.
 """
@@ -25,7 +26,8 @@ class Names:
     """What a published layout calls our parts; {} is the layer.
 
     `query_bias` and `value_bias` are parameters of their own where the keys have no bias; `qkv`
-    names one matrix for all three.
+    names one matrix for all three. `prefix` are the tokens before the patches, in their order;
+    `out_scale` and `mlp_scale` scale what a layer adds.
     """
 
     patch: str
@@ -42,6 +44,9 @@ class Names:
     query_bias: str = ""
     value_bias: str = ""
     qkv: str = ""
+    prefix: tuple[str, ...] = ()
+    out_scale: str = ""
+    mlp_scale: str = ""
 
 
 HF_VIDEOMAE = Names(
@@ -87,6 +92,24 @@ HF_VJEPA2 = Names(
     mlp_norm="norm2",
     mlp_in="mlp.fc1",
     mlp_out="mlp.fc2",
+)
+HF_DINOV3 = Names(
+    patch="embeddings.patch_embeddings",
+    norm="norm",
+    layer="layer.{}.",
+    attention_norm="norm1",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    query_bias="attention.q_proj.bias",
+    value_bias="attention.v_proj.bias",
+    out="attention.o_proj",
+    out_scale="layer_scale1.lambda1",
+    mlp_norm="norm2",
+    mlp_in="mlp.up_proj",
+    mlp_out="mlp.down_proj",
+    mlp_scale="layer_scale2.lambda1",
+    prefix=("embeddings.cls_token", "embeddings.register_tokens"),
 )
 
 
@@ -144,7 +167,9 @@ def convert_vit(flat: Mapping[str, np.ndarray], config: VitConfig, names: Names)
 
     def layer(index: int) -> dict:
         at = names.layer.format(index)
+        scales = ("out_scale", "mlp_scale") if config.scaled else ()
         return {
+            **{name: take(f"{at}{getattr(names, name)}", d) for name in scales},
             "attention_norm": norm(at + names.attention_norm),
             **attention(at),
             "out": dense(at + names.out, d, d),
@@ -153,10 +178,11 @@ def convert_vit(flat: Mapping[str, np.ndarray], config: VitConfig, names: Names)
             "mlp_out": dense(at + names.mlp_out, 4 * d, d),
         }
 
-    patch = take(end, d, 3, 2, 16, 16)
+    # A network for images is published with patches of two axes.
+    patch = take(end, d, 3, *config.patch[config.planar :])
     tree = {
         "patch": {
-            "kernel": patch.transpose(2, 3, 4, 1, 0).reshape(-1, d),
+            "kernel": np.moveaxis(patch, (0, 1), (-1, -2)).reshape(-1, d),
             "bias": take(f"{names.patch}.bias", d),
         },
         "layers": _stack([layer(index) for index in range(config.layers)]),
@@ -165,12 +191,16 @@ def convert_vit(flat: Mapping[str, np.ndarray], config: VitConfig, names: Names)
     }
     if not config.rotary:
         tree["positions"] = sine_table(int(np.prod(config.grid)), d)
+    if config.prefix:
+        counts = (1, config.prefix - 1)
+        tokens = [take(n, 1, k, d)[0] for n, k in zip(names.prefix, counts, strict=True)]
+        tree["prefix"] = np.concatenate(tokens)
     if problems:
         raise ValueError("these tensors do not fit:\n  " + "\n  ".join(problems))
     return tree
 
 
-def _stack(layers: list[dict]) -> dict:
+def _stack(layers: list):
     first = layers[0]
     if isinstance(first, np.ndarray):
         return np.stack(layers)

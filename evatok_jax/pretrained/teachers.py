@@ -1,4 +1,4 @@
-"""The frozen video ViTs by name, and where their weights lie.
+"""The frozen ViTs by name, and where their weights lie.
 
 Their weights are on no package index: `evatok assets --convert NAME=FILE` makes the asset from a
 published file (`convert` knows the layouts), and pins its hash in the protocol of a run.
@@ -11,6 +11,7 @@ import numpy as np
 from evatok_jax import assets
 from evatok_jax.names import nearest
 from evatok_jax.pretrained.convert import (
+    HF_DINOV3,
     HF_VIDEOMAE,
     HF_VJEPA2,
     INTERNVIDEO,
@@ -19,6 +20,8 @@ from evatok_jax.pretrained.convert import (
     read_weights,
 )
 from evatok_jax.pretrained.vit import (
+    DINOV3_B,
+    DINOV3_TINY,
     VIDEOMAE_B,
     VIDEOMAE_TINY,
     VJEPA2_L,
@@ -33,8 +36,10 @@ from evatok_jax.storage.tensors import dump_tensors, flatten, load_tensors, para
 TEACHERS: dict[str, tuple[VitConfig, tuple[Names, ...]]] = {
     "videomae_b": (VIDEOMAE_B, (INTERNVIDEO, HF_VIDEOMAE)),
     "vjepa2_l": (VJEPA2_L, (HF_VJEPA2,)),
+    "dinov3_b": (DINOV3_B, (HF_DINOV3,)),
     "videomae_tiny": (VIDEOMAE_TINY, ()),
     "vjepa2_tiny": (VJEPA2_TINY, ()),
+    "dinov3_tiny": (DINOV3_TINY, ()),
 }
 
 

@@ -1,10 +1,13 @@
-"""The two frozen video ViTs: VideoMAE-B (for the discriminator) and V-JEPA 2 (for the alignment).
+"""The frozen ViTs: VideoMAE-B (discriminator), V-JEPA 2 and, for images, DINOv3 (alignment).
 
-Both cut a clip into 2 x 16 x 16 tubelets and run pre-norm layers over them. VideoMAE adds a fixed
-sine-cosine table to the tubelets and has no bias on its keys; V-JEPA 2 rotates queries and keys by
-the tubelet's place instead. Plain functions of the weights, which a step takes as an argument.
+All cut a clip into patches and run pre-norm layers over them. The two for video have tubelets of
+2 x 16 x 16: VideoMAE adds a fixed sine-cosine table to them, V-JEPA 2 rotates queries and keys by
+the tubelet's place instead. DINOv3 has patches of one frame, rotates by their place in the picture,
+puts [CLS] and registers before them and scales what a layer adds. VideoMAE and DINOv3 have no bias
+on their keys. Plain functions of the weights, which a step takes as an argument.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +24,16 @@ Params = Mapping[str, object]
 
 @dataclass(frozen=True)
 class VitConfig:
-    """The shape of a video ViT.
+    """The shape of a ViT.
 
     Attributes:
       width, layers, heads: of the transformer; its MLP is four times as wide.
       clip: frames, height and width that its positions are for.
-      rotary: whether places rotate queries and keys (V-JEPA 2) or add a table (VideoMAE).
+      rotary: whether places rotate queries and keys (V-JEPA 2, DINOv3) or add a table (VideoMAE).
       eps: of the layer norms.
+      patch: frames, rows and columns of a patch; one of a single frame belongs to an image network.
+      prefix: learned tokens before the patches ([CLS], registers), which nothing rotates.
+      scaled: whether what a layer adds is scaled by channel.
     """
 
     width: int
@@ -36,19 +42,29 @@ class VitConfig:
     clip: tuple[int, int, int]
     rotary: bool
     eps: float
+    patch: tuple[int, int, int] = (2, 16, 16)
+    prefix: int = 0
+    scaled: bool = False
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tubelets of a clip: in time, rows, columns."""
-        return tuple(n // p for n, p in zip(self.clip, TUBELET, strict=True))
+        """Patches of a clip: in time, rows, columns."""
+        return tuple(n // p for n, p in zip(self.clip, self.patch, strict=True))
+
+    @property
+    def planar(self) -> bool:
+        """Whether it is a network for images."""
+        return self.patch[0] == 1
 
 
-TUBELET = (2, 16, 16)
+PICTURE = dict(rotary=True, eps=1e-5, patch=(1, 16, 16), prefix=5, scaled=True)
 VIDEOMAE_B = VitConfig(768, 12, 12, (16, 224, 224), rotary=False, eps=1e-6)
 VJEPA2_L = VitConfig(1024, 24, 16, (16, 256, 256), rotary=True, eps=1e-6)
+DINOV3_B = VitConfig(768, 12, 12, (1, 256, 256), **PICTURE)
 # For tests and `runlocal`, where no weights are: as deep as the taps want it, and no more.
 VIDEOMAE_TINY = VitConfig(32, 12, 2, (16, 32, 32), rotary=False, eps=1e-6)
 VJEPA2_TINY = VitConfig(48, 2, 2, (16, 64, 64), rotary=True, eps=1e-6)
+DINOV3_TINY = VitConfig(32, 2, 2, (1, 64, 64), **PICTURE)
 
 
 def vit_spec(config: VitConfig) -> dict:
@@ -65,7 +81,7 @@ def vit_spec(config: VitConfig) -> dict:
         return {"scale": leaf(*stack, d), "bias": leaf(*stack, d)}
 
     spec = {
-        "patch": {"kernel": leaf(int(np.prod(TUBELET)) * 3, d), "bias": leaf(d)},
+        "patch": {"kernel": leaf(int(np.prod(config.patch)) * 3, d), "bias": leaf(d)},
         "layers": {
             "attention_norm": norm(config.layers),
             **{name: dense(d, d) for name in ("query", "key", "value", "out")},
@@ -77,6 +93,10 @@ def vit_spec(config: VitConfig) -> dict:
     }
     if not config.rotary:
         spec["positions"] = leaf(n, d)
+    if config.prefix:
+        spec["prefix"] = leaf(config.prefix, d)
+    if config.scaled:
+        spec["layers"] |= {name: leaf(config.layers, d) for name in ("out_scale", "mlp_scale")}
     return spec
 
 
@@ -86,7 +106,7 @@ def random_vit(config: VitConfig, seed: int = 0) -> dict:
 
     def leaf(path, spec):
         name = path[-1].key
-        if name == "scale":
+        if name.endswith("scale"):
             return np.ones(spec.shape, np.float32)
         if name == "bias":
             return np.zeros(spec.shape, np.float32)
@@ -105,7 +125,7 @@ def vit_features(
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
 ) -> list[Float[Array, "b n d"]]:
-    """Tokens at some depths, in the order of `taps`.
+    """Tokens at some depths, in the order of `taps`: `config.prefix` learned ones, then patches.
 
     Args:
       video: pixels as the network wants them (`preprocess`), [b, *config.clip, 3].
@@ -119,11 +139,14 @@ def vit_features(
         raise ValueError(f"this ViT takes clips of {config.clip}, not {video.shape[1:4]}")
     if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] <= config.layers + 1:
         raise ValueError(f"taps {list(taps)} must increase from 0 to at most {config.layers + 1}")
-    f, h, w = TUBELET
+    f, h, w = config.patch
     x = rearrange(video, "b (t f) (i h) (j w) c -> b (t i j) (f h w c)", f=f, h=h, w=w)
     x = _dense(params["patch"], x, dtype)
     if not config.rotary:
         x = x + params["positions"]
+    if config.prefix:
+        prefix = jnp.broadcast_to(params["prefix"], (len(x), *params["prefix"].shape))
+        x = jnp.concatenate([prefix, x], axis=1)
     layer = partial(_layer, config=config, dtype=dtype)
     layer = jax.checkpoint(layer) if remat else layer
     features, done = [], 0
@@ -143,11 +166,13 @@ def _layer(p, x, config: VitConfig, dtype):
         for name in ("query", "key", "value")
     )
     if config.rotary:
-        q, k = _rotate(q, config.grid), _rotate(k, config.grid)
+        q, k = (_rotated(x, config) for x in (q, k))
     h = jax.nn.dot_product_attention(*(a.astype(dtype) for a in (q, k, v)))
-    x = x + _dense(p["out"], rearrange(h, "b n h d -> b n (h d)"), dtype)
+    h = _dense(p["out"], rearrange(h, "b n h d -> b n (h d)"), dtype)
+    x = x + (h * p["out_scale"] if config.scaled else h)
     h = _dense(p["mlp_in"], _norm(p["mlp_norm"], x, config.eps), dtype)
-    return x + _dense(p["mlp_out"], jax.nn.gelu(h, approximate=False), dtype)
+    h = _dense(p["mlp_out"], jax.nn.gelu(h, approximate=False), dtype)
+    return x + (h * p["mlp_scale"] if config.scaled else h)
 
 
 def _dense(p, x, dtype):
@@ -159,6 +184,28 @@ def _norm(p, x, eps: float):
     mean = x.mean(axis=-1, keepdims=True)
     variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + eps) * p["scale"] + p["bias"]
+
+
+def _rotated(x: Float[Array, "b n h d"], config: VitConfig) -> Float[Array, "b n h d"]:
+    if not config.planar:
+        return _rotate(x, config.grid)
+    prefix, patches = x[:, : config.prefix], x[:, config.prefix :]
+    return jnp.concatenate([prefix, _rotate_in_plane(patches, config.grid[1:])], axis=1)
+
+
+def _rotate_in_plane(x: Float[Array, "b n h d"], grid: tuple[int, int]) -> Float[Array, "b n h d"]:
+    """DINOv3's rotary embedding: half of the angles for rows, half for columns.
+
+    The two of a pair are half a head apart. Places count from the middle of a picture whose sides
+    have length 2, so that one network serves every size.
+    """
+    size = x.shape[-1] // 4
+    omega = 100.0 ** (-jnp.arange(size) / size)
+    places = jnp.meshgrid(*(2.0 * (jnp.arange(n) + 0.5) / n - 1.0 for n in grid), indexing="ij")
+    angles = [2.0 * math.pi * place.reshape(-1, 1) * omega for place in places]
+    angle = jnp.tile(jnp.concatenate(angles, axis=-1), 2)[:, None]
+    left, right = jnp.split(x, 2, axis=-1)
+    return x * jnp.cos(angle) + jnp.concatenate([-right, left], axis=-1) * jnp.sin(angle)
 
 
 def _rotate(x: Float[Array, "b n h d"], grid: tuple[int, int, int]) -> Float[Array, "b n h d"]:

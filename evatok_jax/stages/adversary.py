@@ -40,6 +40,11 @@ class Adversary:
         self._vit = None
         if config.kind == "videomae":
             self._vit = teacher(config.teacher)
+            if geometry.frames != self._vit.clip[0]:
+                raise ValueError(
+                    f"{config.teacher} judges clips of {self._vit.clip[0]} frames, these have "
+                    f"{geometry.frames}: images need adversary.kind=transformer"
+                )
             self.model = FeatureDiscriminator(len(TAPS), config.virtual_batch)
         else:
             self.model = build_discriminator(

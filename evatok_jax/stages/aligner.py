@@ -1,4 +1,7 @@
-"""Alignment of the decoder's features with a frozen V-JEPA 2 (EVATok Eq. 1, L_align)."""
+"""Alignment of the decoder's features with a frozen ViT (EVATok Eq. 1, L_align).
+
+V-JEPA 2 for video, DINOv3 for images (supplement, image variant).
+"""
 
 from dataclasses import replace
 
@@ -12,7 +15,7 @@ from evatok_jax.losses.alignment import alignment_loss
 from evatok_jax.models.attention import TRUNCATED
 from evatok_jax.pretrained.preprocess import preprocess
 from evatok_jax.pretrained.teachers import load_vit, teacher
-from evatok_jax.pretrained.vit import TUBELET, vit_features, vit_spec
+from evatok_jax.pretrained.vit import vit_features, vit_spec
 
 
 class Phi(nn.Module):
@@ -36,9 +39,9 @@ class Aligner:
     """What the teacher sees of a clip, and the loss against it.
 
     The teacher gets the clip at such a size that its grid in space is the tokenizer's. In time its
-    tubelets are shorter, so a decoder position answers for `slots` of them. `side` says where phi
-    stands: on the decoder (default), or on the teacher, as Eq. 1 is printed, where a constant is a
-    trivial solution.
+    patches are shorter, so a decoder position answers for `slots` of them; a network for images
+    gets the frames one by one. `side` says where phi stands: on the decoder (default), or on the
+    teacher, as Eq. 1 is printed, where a constant is a trivial solution.
 
     Raises ValueError where the grids do not fit, for another side, or a layer that is none.
     """
@@ -46,15 +49,21 @@ class Aligner:
     def __init__(self, config, geometry, decoder):
         self.config = config
         f, (rows, columns) = geometry.block_frames, geometry.grid
-        if f % TUBELET[0]:
-            raise ValueError(f"blocks of {f} frames are not made of tubelets of {TUBELET[0]}")
+        vit = teacher(config.teacher)
+        if f % vit.patch[0]:
+            raise ValueError(
+                f"blocks of {f} frames are not made of the {vit.patch[0]} that a patch of "
+                f"{config.teacher} has: images align with dinov3_b"
+            )
         if config.side not in ("decoder", "teacher"):
             raise ValueError(f"alignment.side must be decoder or teacher, not {config.side!r}")
         if not 1 <= config.layer <= decoder.layers:
             raise ValueError(f"alignment.layer is {config.layer}: layers are 1 to {decoder.layers}")
-        self.slots, width = f // TUBELET[0], decoder.width
-        clip = (geometry.frames, rows * TUBELET[1], columns * TUBELET[2])
-        self.vit = replace(teacher(config.teacher), clip=clip)
+        self.name = config.teacher.split("_")[0]  # "vjepa2", "dinov3"
+        self.slots, width = f // vit.patch[0], decoder.width
+        frames = 1 if vit.planar else geometry.frames
+        clip = (frames, rows * vit.patch[1], columns * vit.patch[2])
+        self.vit = replace(vit, clip=clip)
         outputs = self.slots * self.vit.width if config.side == "decoder" else width
         self._inputs = width if config.side == "decoder" else self.slots * self.vit.width
         self._phi = Phi(config.hidden, outputs, config.dtype)
@@ -65,18 +74,21 @@ class Aligner:
 
     def frozen_spec(self):
         """Shapes of the teacher."""
-        return {"vjepa2": vit_spec(self.vit)}
+        return {self.name: vit_spec(self.vit)}
 
     def load_frozen(self):
         """Weights of the teacher."""
-        return {"vjepa2": load_vit(self.config.teacher)}
+        return {self.name: load_vit(self.config.teacher)}
 
     def look(self, frozen, video: Float[Array, "b f h w 3"]) -> Float[Array, "b n d"]:
         """The teacher's features, one row for each decoder position: its slots side by side."""
-        video = preprocess(video, self.vit.clip[1:], "bilinear")
+        vit, b = self.vit, len(video)
+        video = preprocess(video, vit.clip[1:], "bilinear")
+        video = rearrange(video, "b (n f) h w c -> (b n) f h w c", f=vit.clip[0])
         dtype = jnp.dtype(self.config.dtype)
-        (x,) = vit_features(frozen["vjepa2"], video, self.vit, [self.vit.layers + 1], dtype)
-        patches = self.vit.grid[1] * self.vit.grid[2]
+        (x,) = vit_features(frozen[self.name], video, vit, [vit.layers + 1], dtype)
+        x = rearrange(x[:, vit.prefix :], "(b n) p d -> b (n p) d", b=b)
+        patches = vit.grid[1] * vit.grid[2]
         x = rearrange(x, "b (t s p) d -> b (t p) (s d)", s=self.slots, p=patches)
         return jax.lax.stop_gradient(x)
 

@@ -15,14 +15,27 @@ from evatok_jax.pretrained import convert
 from evatok_jax.pretrained.convert import convert_vit
 from evatok_jax.pretrained.preprocess import preprocess, resize
 from evatok_jax.pretrained.torch_state import load_torch
-from evatok_jax.pretrained.vit import VIDEOMAE_B, VJEPA2_L, VitConfig, vit_features, vit_spec
+from evatok_jax.pretrained.vit import (
+    DINOV3_B,
+    PICTURE,
+    VIDEOMAE_B,
+    VJEPA2_L,
+    VitConfig,
+    vit_features,
+    vit_spec,
+)
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 TINY = {
     "videomae": VitConfig(32, 3, 2, (4, 32, 32), rotary=False, eps=1e-12),
     "vjepa2": VitConfig(48, 3, 2, (4, 32, 32), rotary=True, eps=1e-6),
+    "dinov3": VitConfig(32, 3, 2, (1, 48, 32), **PICTURE),
 }
-NAMES = {"videomae": convert.HF_VIDEOMAE, "vjepa2": convert.HF_VJEPA2}
+NAMES = {
+    "videomae": convert.HF_VIDEOMAE,
+    "vjepa2": convert.HF_VJEPA2,
+    "dinov3": convert.HF_DINOV3,
+}
 
 
 def fixture(name):
@@ -105,6 +118,7 @@ def test_full_sizes():
     table = 8 * 14 * 14 * 768  # positions, which VideoMAE does not count
     assert count(VIDEOMAE_B) - table == pytest.approx(86.2e6, rel=0.01)
     assert count(VJEPA2_L) == pytest.approx(303.9e6, rel=0.01)
+    assert count(DINOV3_B) == pytest.approx(85.7e6, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])

@@ -156,7 +156,7 @@ class Tokenizer:
         if len(lengths) != len(clips):
             raise ValueError(f"{len(lengths)} rows of lengths for {len(clips)} clips")
         size = int(lengths.sum(axis=1).max(initial=1))
-        codes = np.zeros((len(clips), size), np.int32)
+        codes = self._no_codes(len(clips), size)
         slot = np.full((len(clips), size), -1, np.int32)
         for rows, part in self._parts(lengths):
             own, slots = self._encode(self.params, clips[rows], lengths[rows], size=part)
@@ -165,27 +165,39 @@ class Tokenizer:
         return Tokens(codes, slot, lengths)
 
     def decode(self, tokens: Tokens) -> UInt8[np.ndarray, "n f h w 3"]:
-        """Clips from tokens; ValueError for ids outside the codebook and lengths that are none."""
+        """Clips from tokens; ValueError for ids outside the codebook and lengths that are none.
+
+        Continuous latents (a KL bottleneck) are float codes [n, tokens, channels].
+        """
         lengths = check_lengths(tokens.lengths, self.geometry.levels, self.geometry.blocks)
         codes = np.asarray(tokens.codes)
-        if codes.ndim != 2 or len(codes) != len(lengths):
-            raise ValueError(f"codes must be [{len(lengths)} clips, tokens], not {codes.shape}")
+        form = self._no_codes(len(lengths), 1).shape
+        if codes.ndim != len(form) or codes.shape[::2] != form[::2]:
+            kind = f"tokens, {form[2]}]" if self.config.continuous else "tokens]"
+            raise ValueError(f"codes must be [{len(lengths)} clips, {kind}, not {codes.shape}")
         totals = lengths.sum(axis=1)
         if totals.max(initial=0) > codes.shape[1]:
             raise ValueError(f"lengths sum to {totals.max()}, codes hold {codes.shape[1]} a clip")
-        real = np.arange(codes.shape[1]) < totals[:, None]
-        outside = real & ((codes < 0) | (codes >= self.config.codebook_size))
-        if outside.any():
-            raise ValueError(
-                f"id {codes[outside][0]} is outside the codebook of {self.config.codebook_size}"
-            )
+        codes = codes.copy()
+        codes[np.arange(codes.shape[1]) >= totals[:, None]] = 0
+        if self.config.continuous and not np.isfinite(codes).all():
+            raise ValueError("latents must be finite numbers")
+        size = self.config.codebook_size
+        outside = (codes < 0) | (codes >= size)
+        if not self.config.continuous and outside.any():
+            raise ValueError(f"id {codes[outside][0]} is outside the codebook of {size}")
         out = np.zeros((len(codes), *self.geometry.clip_shape), np.uint8)
-        for rows, size in self._parts(lengths):
-            own = np.zeros((len(rows), size), np.int32)
-            width = min(size, codes.shape[1])
-            own[:, :width] = np.where(real, codes, 0)[rows, :width]
+        for rows, part in self._parts(lengths):
+            own = self._no_codes(len(rows), part)
+            width = min(part, codes.shape[1])
+            own[:, :width] = codes[rows, :width]
             out[rows] = self._decode(self.params, own, lengths[rows])
         return out
+
+    def _no_codes(self, clips: int, size: int) -> np.ndarray:
+        if self.config.continuous:
+            return np.zeros((clips, size, self.config.code_dim), np.float32)
+        return np.zeros((clips, size), np.int32)
 
     def reconstruct(self, clips, lengths=None, budget=None) -> UInt8[np.ndarray, "n f h w 3"]:
         """`decode(encode(...))`."""
@@ -254,13 +266,14 @@ def _encode(model, params, clips, lengths, size):
     rows = layout(lengths, size)
     variables = {"params": params}
     z = model.apply(variables, to_model(clips), lengths, size, method="encode")
-    codes = model.apply(variables, z, rows, method="quantize").codes
+    made = model.apply(variables, z, rows, method="quantize")
+    codes = made.vectors if model.config.continuous else made.codes
     return codes, jnp.where(rows.valid, rows.slot, -1)
 
 
 def _decode(model, params, codes, lengths):
     variables = {"params": params}
-    vectors = model.apply(variables, codes, method="look_up")
+    vectors = codes if model.config.continuous else model.apply(variables, codes, method="look_up")
     return to_uint8(model.apply(variables, vectors, lengths, method="decode"))
 
 
@@ -289,13 +302,14 @@ class Generator:
         return self._loss(self._params, classes, ids, kind, condition)
 
     def sample_tokens(
-        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, **options
+        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, start=0, **options
     ) -> Tokens:
         """Tokens of one clip for each class number; `options` are those of `engine.sample`.
 
         A generator for frame prediction also takes `frames`, uint8 [n, condition_frames, height,
-        width, 3], the first ones of each clip. A sample depends on (seed, its place in `classes`,
-        its class and frames) alone, not on batches.
+        width, 3], the first ones of each clip. `start` is the number of the first sample in the
+        whole set: a sample depends on (seed, its number, its class and frames) alone, not on
+        batches.
         """
         if (frames is None) == bool(self.config.given):
             raise ValueError(
@@ -321,7 +335,7 @@ class Generator:
                 classes[own],
                 rng,
                 guidance=guidance,
-                indices=own,
+                indices=start + own,
                 condition=None if given is None else given[own],
                 **options,
             )

@@ -54,6 +54,8 @@ def tokens(config: ConfigDict, tokenizer: Tokenizer):
     For frame prediction also `condition`, the codes of the first frames; the first blocks of the
     clip then have as many tokens as the condition's (EVATok sec. 4.1).
     """
+    if tokenizer.config.continuous:
+        raise ValueError("this tokenizer's tokens are vectors: a table of tokens holds ids")
     g, given = tokenizer.geometry, config.condition
     if tokenizer.router is None and not any(config.fixed):
         raise ValueError("this tokenizer has no router: give the lengths as config.fixed")

@@ -20,6 +20,7 @@ from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, un
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.evaluators.generation import (
+    generation_features,
     generation_scores,
     unigram_entropy,
     unigram_loss,
@@ -198,18 +199,28 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     # As LARP has it: real clips are drawn, their classes condition the samples.
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
-    real = next(eval_clips(clips, len(windows), windows))
-    classes = generator.known(real["label"])
-    first = generator.config.condition_frames
-    frames = real["video"][:, :first] if first else None
-    tokens = generator.sample_tokens(classes, config.seed, config.guidance, frames)
-    video = generator.tokenizer.decode(tokens)
-    result = {"samples": len(video), "tokens": float(tokens.lengths.sum(axis=1).mean())}
-    result["tokens_per_block"] = tokens.lengths.mean(axis=0).tolist()
-    if i3d is not None:
-        result |= generation_scores(
-            video, real["video"], i3d, config.resamples, side=config.fvd_side
+    first, found = generator.config.condition_frames, []
+    for batch in eval_clips(clips, min(config.batch_size, len(windows)), windows):
+        real, count = batch["video"], config.batch_size * len(found)
+        classes = generator.known(batch["label"])
+        tokens = generator.sample_tokens(
+            classes, config.seed, config.guidance, real[:, :first] if first else None, start=count
         )
+        video = generator.tokenizer.decode(tokens)
+        columns = {"label": classes, "lengths": tokens.lengths}
+        if count < config.shown:
+            columns["video"] = video
+        if i3d is not None:
+            columns["fake"] = generation_features(i3d, video, config.fvd_side)
+            columns["real"] = generation_features(i3d, real, config.fvd_side)
+        found.append({name: column[batch["mask"]] for name, column in columns.items()})
+    names = ["label", "lengths"] + (["fake", "real"] if i3d is not None else [])
+    drawn = {name: np.concatenate([part[name] for part in found]) for name in names}
+    lengths = drawn["lengths"]
+    result = {"samples": len(lengths), "tokens": float(lengths.sum(axis=1).mean())}
+    result["tokens_per_block"] = lengths.mean(axis=0).tolist()
+    if i3d is not None:
+        result |= generation_scores(drawn["fake"], drawn["real"], config.resamples)
     seen = None
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
         ids, loss = _token_loss(generator, grammar, read_table(path), config.batch_size)
@@ -230,9 +241,9 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     shown = slice(0, config.shown)
     write_arrays(
         workdir / "samples.npz",
-        video=video[shown],
-        label=classes[shown],
-        lengths=tokens.lengths[shown],
+        video=np.concatenate([part["video"] for part in found if "video" in part])[shown],
+        label=drawn["label"][shown],
+        lengths=lengths[shown],
     )
 
 

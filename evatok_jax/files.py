@@ -41,6 +41,8 @@ def encode_file(
     """
     tokenizer = tokenizer_of(model)
     g = tokenizer.geometry
+    if tokenizer.config.continuous:
+        raise ValueError("this model's tokens are vectors: an .evt file holds ids of a codebook")
     if level is None and tokenizer.router is None:
         raise ValueError(
             "this model has no router to decide the lengths: name one (--router=EXPORT), or give "

@@ -11,6 +11,7 @@ from videos import encode
 
 import evatok_jax
 from evatok_jax import cli
+from evatok_jax.files import encode_file
 from evatok_jax.geometry import geometry
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
 from evatok_jax.storage.export import load_export, save_export
@@ -257,3 +258,24 @@ def test_info_of_a_config(capsys):
     info = json.loads(capsys.readouterr().out)
     assert info["levels"] == [32, 64, 128, 256, 512] and info["assignments"] == 625
     assert info["parameters"]["tokenizer"] == sum(info["parts"]["tokenizer"].values())
+
+
+def test_continuous_latents_go_there_and_back(clips, tmp_path):
+    """A KL bottleneck's tokens are vectors; what needs ids says so."""
+    description = {"geometry": describe_geometry("nano"), "size": "tiny", "quantizer": "kl"}
+    model = build_tokenizer(description)
+    lengths = np.array([[16, 4, 4, 4]] * 3)
+    params = jax.jit(model.init, static_argnums=3)(
+        jax.random.key(0), jnp.zeros((1, *G.clip_shape)), jnp.full((1, 4), 4), 16
+    )["params"]
+    save_export(tmp_path / "kl", "tokenizer", {"tokenizer": description}, {"tokenizer": params})
+    tokenizer = evatok_jax.load(tmp_path / "kl")
+    tokens = tokenizer.encode(clips, lengths)
+    assert tokens.codes.shape == (3, 28, 8) and tokens.codes.dtype == np.float32
+    assert tokenizer.decode(tokens).shape == clips.shape
+    with pytest.raises(ValueError, match=r"codes must be \[3 clips, tokens, 8\]"):
+        tokenizer.decode(Tokens(np.zeros((3, 28), np.int32), tokens.slot, lengths))
+    with pytest.raises(ValueError, match="latents must be finite"):
+        tokenizer.decode(Tokens(tokens.codes + np.nan, tokens.slot, lengths))
+    with pytest.raises(ValueError, match=r"an \.evt file holds ids"):
+        encode_file(tokenizer, tmp_path / "any.mp4", tmp_path / "any.evt", level=4)

@@ -83,7 +83,7 @@ def check(name: str, config, home):
         wanted |= {"alignment"} if config.alignment.weight else set()
         wanted |= ADVERSARY if config.adversary.kind != "none" else set()
     wanted |= {f"grad_norm/{group}" for group in config.optim}
-    assert wanted <= set(rows[0])
+    assert wanted <= set(rows[-1])  # the fifth, in which the discriminator learns
 
 
 @needs_assets("samples", "lpips_vgg", "lpips_alex")
@@ -116,7 +116,7 @@ def test_stopped_between_two_moves_of_the_discriminator(home, tmp_path, monkeypa
         np.testing.assert_array_equal(a, b)
     moves = [{k: v for k, v in row.items() if k != "clips_per_second"} for row in logs(tmp_path)]
     assert moves[:8] == moves[8:]
-    assert [row["step"] for row in moves[:8] if "adversary/lecam" in row] == [1, 4, 7]
+    assert [row["step"] for row in moves[:8] if "adversary/lecam" in row] == [3, 6]
 
 
 def state_shapes(config):

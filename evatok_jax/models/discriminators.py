@@ -38,7 +38,8 @@ class VirtualBatchNorm(nn.Module):
     """Batch norm over groups of consecutive clips of the *global* batch, without running averages.
 
     A group is `group` clips, or the whole batch where that has fewer; it may span chips, so what is
-    computed does not depend on how many there are. Statistics are over clips and tokens.
+    computed does not depend on how many there are. Statistics are over clips and tokens. Where
+    gradients are accumulated, the batch is one part of a step's.
     """
 
     group: int = 8
@@ -47,9 +48,7 @@ class VirtualBatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """Raises ValueError where groups do not divide the batch."""
         b, n, c = x.shape
-        size = min(self.group, b)
-        if b % size:
-            raise ValueError(f"groups of {size} clips do not divide a batch of {b}")
+        size = check_groups(self.group, b)
         x = x.reshape(b // size, size * n, c).astype(jnp.float32)
         mean = x.mean(axis=1, keepdims=True)
         variance = jnp.square(x - mean).mean(axis=1, keepdims=True)
@@ -59,15 +58,27 @@ class VirtualBatchNorm(nn.Module):
         return (x * scale + bias).reshape(b, n, c)
 
 
+def check_groups(group: int, batch: int) -> int:
+    """Clips of a virtual batch; ValueError where they do not divide the batch."""
+    size = min(group, batch)
+    if batch % size:
+        raise ValueError(f"groups of {size} clips do not divide a batch of {batch}")
+    return size
+
+
 class FeatureHead(nn.Module):
-    """Two spectrally normalised convolutions over tokens, then a logit for each (StyleGAN-T)."""
+    """Two convolutions over tokens and a third for logits, spectrally normalised (StyleGAN-T).
+
+    Norms and logits are in fp32.
+    """
 
     group: int = 8
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"], update: bool) -> Float[Array, "b n"]:
         def conv(features, kernel, x, name):
-            layer = nn.Conv(features, (kernel,), padding="CIRCULAR", name=name)
+            layer = nn.Conv(features, (kernel,), padding="CIRCULAR", dtype=self.dtype, name=name)
             return nn.SpectralNorm(layer, collection_name="spectral", name=f"{name}_norm")(
                 x, update_stats=update
             )
@@ -79,7 +90,7 @@ class FeatureHead(nn.Module):
 
         x = block(1, x, "first")
         x = (block(9, x, "second") + x) / jnp.sqrt(2.0)
-        return conv(1, 1, x, "out")[..., 0]
+        return conv(1, 1, x, "out")[..., 0].astype(jnp.float32)
 
 
 class FeatureDiscriminator(nn.Module):
@@ -91,12 +102,13 @@ class FeatureDiscriminator(nn.Module):
 
     taps: int
     group: int = 8
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
         self, features: list[Float[Array, "b n c"]], update: bool = False
     ) -> Float[Array, "b m"]:
         """Logits of all depths side by side."""
-        heads = [FeatureHead(self.group, name=f"head_{i}") for i in range(self.taps)]
+        heads = [FeatureHead(self.group, self.dtype, name=f"head_{i}") for i in range(self.taps)]
         logits = [head(x, update) for head, x in zip(heads, features, strict=True)]
         return jnp.concatenate(logits, axis=1)

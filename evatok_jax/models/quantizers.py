@@ -55,7 +55,7 @@ def entropy_loss(
     p = jnp.exp(log_p)
     each = masked_mean(-jnp.sum(p * log_p, axis=-1), rows)
     weight = rows.valid / jnp.maximum(jnp.sum(rows.valid), 1)
-    mean = jnp.einsum("bs,bsk->k", weight.astype(p.dtype), p)
+    mean = jnp.einsum("bs,bsk->k", weight.astype(p.dtype), p, precision="highest")
     return each + jnp.sum(mean * jnp.log(mean + 1e-8))
 
 
@@ -126,9 +126,17 @@ class VectorQuantizer(nn.Module):
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """FSQ (Mentzer et al. 2023): each channel is bounded and rounded to one of its levels."""
+    """FSQ (Mentzer et al. 2023): each channel is bounded and rounded to one of its levels.
+
+    Raises ValueError unless there are channels, each of two levels or more.
+    """
 
     levels: tuple[int, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"FSQ needs levels of 2 or more, one for each channel: {self.levels}")
 
     @property
     def inputs(self) -> int:

@@ -80,6 +80,23 @@ class TokenizerConfig:
             raise ValueError(
                 f"position_init must be 'normal' or 'sincos', not {self.position_init!r}"
             )
+        self.make_quantizer()  # raises where its settings do not fit
+
+    def make_quantizer(self) -> nn.Module:
+        """The quantiser that these settings describe."""
+        return make_quantizer(
+            self.quantizer,
+            self.codebook_size,
+            self.code_dim,
+            self.quantizer_levels,
+            self.entropy_temperature,
+            self.sampling,
+        )
+
+    @property
+    def continuous(self) -> bool:
+        """Whether tokens are vectors without ids."""
+        return self.quantizer == "kl"
 
 
 @flax.struct.dataclass
@@ -225,14 +242,7 @@ class Tokenizer(nn.Module):
         self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
         self.encoder_token_positions = table("enc_pos1d", slots, c.encoder.width)
-        self.quantizer = make_quantizer(
-            c.quantizer,
-            c.codebook_size,
-            c.code_dim,
-            c.quantizer_levels,
-            c.entropy_temperature,
-            c.sampling,
-        )
+        self.quantizer = c.make_quantizer()
         self.latent_norm, self.latent_mid, self.latent_out = (
             norm(),
             dense(c.bottleneck),

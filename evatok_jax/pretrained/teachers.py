@@ -1,7 +1,7 @@
 """The frozen ViTs by name, and where their weights lie.
 
 Their weights are on no package index: `evatok assets --convert NAME=FILE` makes the asset from a
-published file (`convert` knows the layouts), and pins its hash in the protocol of a run.
+published file (`convert` knows the layouts); a workdir remembers the hash of what it learnt from.
 """
 
 from pathlib import Path
@@ -77,10 +77,20 @@ def load_vit(name: str) -> dict:
     config = teacher(name)
     if not TEACHERS[name][1]:
         return random_vit(config)
+    return params_from_flat(load_tensors(np.fromfile(_path(name), np.uint8)))
+
+
+def identity(name: str) -> str:
+    """The hash of a teacher's weights; raises assets.AssetMissing where there are none."""
+    teacher(name)
+    return assets.file_hash(_path(name)) if TEACHERS[name][1] else "random, seed 0"
+
+
+def _path(name: str) -> Path:
     path = assets.asset_dir() / f"{name}.safetensors"
     if not path.exists():
         raise assets.AssetMissing(
             f"the weights of {name} are not in {path.parent}: download them as docs/teachers.md "
             f"says and run `evatok assets --convert {name}=FILE`"
         )
-    return params_from_flat(load_tensors(np.fromfile(path, np.uint8)))
+    return path

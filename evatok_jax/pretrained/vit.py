@@ -117,6 +117,19 @@ def random_vit(config: VitConfig, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(leaf, vit_spec(config))
 
 
+def stored_as(tree: dict, dtype: DTypeLike) -> dict:
+    """Weights, or their spec, with the kernels in the type of the products: nothing to cast."""
+    dtype = jnp.dtype(dtype)
+
+    def leaf(path, x):
+        if path[-1].key != "kernel":
+            return x
+        abstract = isinstance(x, jax.ShapeDtypeStruct)
+        return jax.ShapeDtypeStruct(x.shape, dtype) if abstract else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
 def vit_features(
     params: Params,
     video: Float[Array, "b f h w 3"],
@@ -176,8 +189,9 @@ def _layer(p, x, config: VitConfig, dtype):
 
 
 def _dense(p, x, dtype):
-    kernel = p["kernel"].astype(dtype)
-    return jnp.matmul(x.astype(dtype), kernel, preferred_element_type=jnp.float32) + p["bias"]
+    # The product leaves in `dtype`, so that the backward pass's products are of that type too.
+    product = jnp.matmul(x.astype(dtype), p["kernel"].astype(dtype))
+    return product.astype(jnp.float32) + p["bias"]
 
 
 def _norm(p, x, eps: float):

@@ -17,20 +17,25 @@ from evatok_jax.losses.adversarial import (
 )
 from evatok_jax.losses.diffaug import diffaug
 from evatok_jax.models.build import build_discriminator
-from evatok_jax.models.discriminators import FeatureDiscriminator
+from evatok_jax.models.discriminators import FeatureDiscriminator, check_groups
 from evatok_jax.names import nearest
 from evatok_jax.pretrained.preprocess import preprocess
-from evatok_jax.pretrained.teachers import load_vit, teacher
-from evatok_jax.pretrained.vit import vit_features, vit_spec
+from evatok_jax.pretrained.teachers import identity, load_vit, teacher
+from evatok_jax.pretrained.vit import stored_as, vit_features, vit_spec
 
 TAPS = (0, 3, 6, 9, 12)  # the embedding and blocks 2, 5, 8, 11, counted from 0
 
 
 class Adversary:
-    """Raises ValueError for an unknown kind."""
+    """Raises ValueError for an unknown kind, and where virtual batches do not fit.
 
-    def __init__(self, config, geometry):
+    `batch` is the number of clips that are judged together, one of `parts` of a step.
+    """
+
+    def __init__(self, config, geometry, batch: int, parts: int = 1):
         self.config, self.geometry = config, geometry
+        # State moves with every part of a step; together they forget as much as one step would.
+        self._decay = config.lecam_decay ** (1.0 / parts)
         kinds = {"transformer": self._pixels, "videomae": self._features}
         if config.kind not in kinds:
             raise ValueError(
@@ -45,7 +50,8 @@ class Adversary:
                     f"{config.teacher} judges clips of {self._vit.clip[0]} frames, these have "
                     f"{geometry.frames}: images need adversary.kind=transformer"
                 )
-            self.model = FeatureDiscriminator(len(TAPS), config.virtual_batch)
+            check_groups(config.virtual_batch, batch)
+            self.model = FeatureDiscriminator(len(TAPS), config.virtual_batch, config.dtype)
         else:
             self.model = build_discriminator(
                 geometry, config.size, config.patch_logits, config.dtype, config.remat
@@ -53,11 +59,19 @@ class Adversary:
 
     def frozen_spec(self):
         """Shapes of the frozen network, if it has one."""
-        return {} if self._vit is None else {"videomae": vit_spec(self._vit)}
+        if self._vit is None:
+            return {}
+        return {"videomae": stored_as(vit_spec(self._vit), self.config.dtype)}
 
     def load_frozen(self):
         """Weights of the frozen network, if it has one."""
-        return {} if self._vit is None else {"videomae": load_vit(self.config.teacher)}
+        if self._vit is None:
+            return {}
+        return {"videomae": stored_as(load_vit(self.config.teacher), self.config.dtype)}
+
+    def inputs(self):
+        """Which weights the frozen network has."""
+        return {} if self._vit is None else {"videomae": identity(self.config.teacher)}
 
     def init(self, rng):
         """Parameters, and the state: LeCam's averages, tracked singular values."""
@@ -110,7 +124,7 @@ class Adversary:
         pulled = lecam(on_real, on_fake, averages)
         loss = discriminator_loss(on_real, on_fake, keys)
         state = {
-            "lecam": averages.update(on_real, on_fake, self.config.lecam_decay),
+            "lecam": averages.update(on_real, on_fake, self._decay),
             "tracked": tracked,
         }
         metrics = {

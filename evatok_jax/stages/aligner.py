@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from evatok_jax.losses.alignment import alignment_loss
 from evatok_jax.models.attention import TRUNCATED
 from evatok_jax.pretrained.preprocess import preprocess
-from evatok_jax.pretrained.teachers import load_vit, teacher
-from evatok_jax.pretrained.vit import vit_features, vit_spec
+from evatok_jax.pretrained.teachers import identity, load_vit, teacher
+from evatok_jax.pretrained.vit import stored_as, vit_features, vit_spec
 
 
 class Phi(nn.Module):
@@ -68,17 +68,21 @@ class Aligner:
         self._inputs = width if config.side == "decoder" else self.slots * self.vit.width
         self._phi = Phi(config.hidden, outputs, config.dtype)
 
+    def inputs(self):
+        """Which weights the teacher has."""
+        return {self.name: identity(self.config.teacher)}
+
     def init(self, rng):
         """Parameters of phi."""
         return self._phi.init(rng, jnp.zeros((1, 1, self._inputs)))["params"]
 
     def frozen_spec(self):
         """Shapes of the teacher."""
-        return {self.name: vit_spec(self.vit)}
+        return {self.name: stored_as(vit_spec(self.vit), self.config.dtype)}
 
     def load_frozen(self):
         """Weights of the teacher."""
-        return {self.name: load_vit(self.config.teacher)}
+        return {self.name: stored_as(load_vit(self.config.teacher), self.config.dtype)}
 
     def look(self, frozen, video: Float[Array, "b f h w 3"]) -> Float[Array, "b n d"]:
         """The teacher's features, one row for each decoder position: its slots side by side."""

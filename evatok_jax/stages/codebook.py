@@ -18,17 +18,18 @@ class CodebookHealth:
 
     How often each code is used is counted with exponential forgetting over `window` tokens
     (GigaTok: 65,536). Every `revive_every` steps (0: never) codes with a count below
-    `revive_below` move to latents of the batch at hand. Counts start at an equal share of a window,
-    so that no code is dead before it had its chance.
+    `revive_below` move to latents of the batch at hand, at most `SPARE` of them, the least used
+    first. Counts start at an equal share of a window, so that no code is dead before it had its
+    chance.
 
     Raises ValueError for an unknown `start`.
     """
 
-    def __init__(self, config, size: int, dim: int):
+    def __init__(self, config, size: int, dim: int, seed: int):
         if config.start not in STARTS:
             known = nearest(config.start, STARTS)
             raise ValueError(f"unknown codebook.start {config.start!r}: {known}")
-        self.config, self._size, self._dim = config, size, dim
+        self.config, self._size, self._dim, self._seed = config, size, dim, seed
         self._share = config.window / size
 
     def init(self) -> dict:
@@ -65,16 +66,17 @@ class CodebookHealth:
 
     def revive(self, books: list[Array], state: dict, step) -> tuple[list[Array], dict, Array]:
         """The books (parameters, averages) with dead codes moved, the state, and how many moved."""
-        dead = (state["seen"] < self.config.revive_below) & (step % self.config.revive_every == 0)
-        key = jax.random.fold_in(jax.random.key(0), step)
-        new = state["spare"][jax.random.randint(key, (self._size,), 0, SPARE)]
-        moved = [jnp.where(dead[:, None], new, book) for book in books]
-        seen = jnp.where(dead, self._share, state["seen"])
+        count, places = jax.lax.top_k(-state["seen"], min(SPARE, self._size))
+        dead = (-count < self.config.revive_below) & (step % self.config.revive_every == 0)
+        key = jax.random.fold_in(jax.random.key(self._seed), step)
+        new = jax.random.permutation(key, state["spare"])[: len(places)]  # each latent once
+        moved = [book.at[places].set(jnp.where(dead[:, None], new, book[places])) for book in books]
+        seen = state["seen"].at[places].set(jnp.where(dead, self._share, -count))
         return moved, {**state, "seen": seen}, dead.sum()
 
 
 def _lloyd(z, book):
     """One round of spherical k-means; a code without latents stays where it is."""
-    closest = jnp.argmax(z @ book.T, axis=1)
+    closest = jnp.argmax(jnp.matmul(z, book.T, precision="highest"), axis=1)
     total = jnp.zeros_like(book).at[closest].add(z)
     return jnp.where(jnp.any(total != 0, axis=1, keepdims=True), normalize(total), book)

@@ -28,6 +28,10 @@ class GeneratorStage(BaseStage):
         self.geometry, codes = geometry(config.grammar.geometry), config.grammar.codebook_size
         if self.tokenizer:
             tokenizer = build_tokenizer(self.tokenizer.config["tokenizer"]).config
+            if tokenizer.continuous:
+                raise ValueError(
+                    f"{config.tokenizer}: its tokens are vectors, a generator needs ids"
+                )
             self.geometry, codes = tokenizer.geometry, tokenizer.codebook_size
         self.description = to_plain(config.model) | {
             "codebook_size": codes,

@@ -30,7 +30,7 @@ class TokenizerStage(BaseStage):
     """Trains a tokenizer, alone or with an adversary and an aligner.
 
     Groups are "tokenizer", "discriminator" where `adversary.kind` names one, and "alignment" (phi)
-    where `alignment.weight` is above 0; phi learns by the tokenizer's loss.
+    where `alignment.weight` is above 0. The alignment's loss teaches phi and the tokenizer.
     """
 
     def __init__(self, config):
@@ -43,14 +43,17 @@ class TokenizerStage(BaseStage):
         self.adversary = self.aligner = self.codebook = None
         if config.model.quantizer in ("vq", "svq"):
             size, dim = config.model.codebook_size, config.model.code_dim
-            self.codebook = CodebookHealth(config.codebook, size, dim)
+            self.codebook = CodebookHealth(config.codebook, size, dim, config.seed)
         if config.adversary.kind != "none":
-            self.adversary = Adversary(config.adversary, self.geometry)
+            parts = config.accumulate
+            clips = config.batch_size // parts
+            self.adversary = Adversary(config.adversary, self.geometry, clips, parts)
             self.periods["discriminator"] = config.adversary.every
             self.starts["discriminator"] = config.adversary.start
         if config.alignment.weight:
-            width = self.model.config.decoder.width
-            self.aligner = Aligner(config.alignment, self.geometry, width)
+            decoder = self.model.config.decoder
+            self.aligner = Aligner(config.alignment, self.geometry, decoder)
+        self._check_groups()
         self._router_export = None
         rule = config.lengths.rule
         if rule == "random":
@@ -73,16 +76,30 @@ class TokenizerStage(BaseStage):
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
         self._lengths = jax.jit(partial(_with_longest, self._lengths))
 
-    def inputs(self):
-        """The router that decides; ValueError where none is named."""
-        if self.config.lengths.rule != "router":
-            return {}
-        if not self._router_export:
+    def _check_groups(self):
+        groups = {"tokenizer"}
+        groups |= {"discriminator"} if self.adversary else set()
+        groups |= {"alignment"} if self.aligner else set()
+        if groups != set(self.config.optim):
             raise ValueError(
-                "config.lengths.router is empty: give router=EXPORT, the folder of a router's "
-                "export"
+                f"this tokenizer learns {', '.join(sorted(groups))}, config.optim has "
+                f"{', '.join(sorted(self.config.optim))}: adversary=KIND and alignment, arguments "
+                "of the config, add a part together with its optimiser"
             )
-        return {"router": self._router_export.digest}
+
+    def inputs(self):
+        """The teachers, and the router that decides; ValueError where that is not named."""
+        found = {}
+        for part in filter(None, (self.adversary, self.aligner)):
+            found |= part.inputs()
+        if self.config.lengths.rule == "router":
+            if not self._router_export:
+                raise ValueError(
+                    "config.lengths.router is empty: give router=EXPORT, the folder of a router's "
+                    "export"
+                )
+            found["router"] = self._router_export.digest
+        return found
 
     def batches(self, start):
         return iter(self.clips(start))
@@ -194,8 +211,8 @@ class TokenizerStage(BaseStage):
             with jax.named_scope("alignment"):
                 seen = self.aligner.look(frozen, video)
                 metrics["alignment"] = self.aligner.loss(params["alignment"], features, seen)
-            loss = loss + self.config.alignment.weight * metrics["alignment"]
-            losses["alignment"] = jnp.zeros(())  # phi's gradient is that of the tokenizer's loss
+            # Of both groups, phi's and the tokenizer's: it stands under one name, and counts once.
+            losses["alignment"] = self.config.alignment.weight * metrics["alignment"]
         if self.adversary:
             judge, memory = params["discriminator"], state["adversary"]
             with jax.named_scope("fooling"):

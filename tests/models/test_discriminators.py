@@ -75,8 +75,9 @@ def test_heads_learn_only_when_asked():
     features = [jax.random.normal(jax.random.key(i), (8, 6, 4)) for i in range(2)]
     model = FeatureDiscriminator(2)
     variables = model.init(jax.random.key(0), features)
-    still = model.apply(variables, features)
-    assert still.shape == (8, 12)
+    logits, still = model.apply(variables, features, mutable=["spectral"])
+    assert logits.shape == (8, 12) and logits.dtype == jnp.float32
+    jax.tree.map(np.testing.assert_array_equal, still["spectral"], variables["spectral"])
     _, moved = model.apply(variables, features, update=True, mutable=["spectral"])
     before, after = jax.tree.leaves(variables["spectral"]), jax.tree.leaves(moved["spectral"])
     assert any(np.abs(a - b).max() > 1e-6 for a, b in zip(before, after, strict=True))

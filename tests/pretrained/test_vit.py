@@ -1,8 +1,11 @@
 """The frozen ViTs equal Hugging Face's on the same weights; so do resizing and file readers."""
 
 import io
+import json
 import pickle
+import re
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evatok_jax.pretrained import convert
+from evatok_jax import assets
+from evatok_jax.pretrained import convert, teachers
 from evatok_jax.pretrained.convert import convert_vit
 from evatok_jax.pretrained.preprocess import preprocess, resize
 from evatok_jax.pretrained.torch_state import load_torch
@@ -21,6 +25,7 @@ from evatok_jax.pretrained.vit import (
     VIDEOMAE_B,
     VJEPA2_L,
     VitConfig,
+    stored_as,
     vit_features,
     vit_spec,
 )
@@ -98,6 +103,50 @@ def test_conversion_names_what_does_not_fit():
     assert "layer.0.norm1.weight is (3,), not (48,)" in str(error.value)
 
 
+def test_published_files_are_converted(tmp_path, monkeypatch):
+    """As libraries write them: metadata first, tensors in an order of their own."""
+    found, config = published(fixture("vjepa2")), TINY["vjepa2"]
+    header, payload = {"__metadata__": {"format": "pt"}}, b""
+    for name in sorted(found, reverse=True):
+        array = np.ascontiguousarray(found[name], np.float32)
+        offsets = [len(payload), len(payload) + array.nbytes]
+        entry = {"dtype": "F32", "shape": list(array.shape), "data_offsets": offsets}
+        header[name], payload = entry, payload + array.tobytes()
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + payload)
+    monkeypatch.setenv("EVATOK_ASSETS", str(tmp_path))
+    monkeypatch.setitem(teachers.TEACHERS, "small", (config, (convert.HF_VJEPA2,)))
+    with pytest.raises(assets.AssetMissing, match="--convert small=FILE"):
+        teachers.identity("small")
+    assert teachers.convert("small", path).parent == tmp_path
+    want = convert_vit(found, config, convert.HF_VJEPA2)
+    jax.tree.map(np.testing.assert_array_equal, teachers.load_vit("small"), want)
+    assert len(teachers.identity("small")) == 64
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="should lie in bytes"):
+        teachers.convert("small", path)
+
+
+def test_kernels_are_kept_in_the_type_of_the_products():
+    config = TINY["vjepa2"]
+    params = convert_vit(published(fixture("vjepa2")), config, convert.HF_VJEPA2)
+    spec, kept = (stored_as(tree, "bfloat16") for tree in (vit_spec(config), params))
+    assert jax.tree.map(lambda x: x.dtype, kept) == jax.tree.map(lambda x: x.dtype, spec)
+    video = jnp.asarray(fixture("vjepa2")["video"])
+
+    def loss(video, params):
+        return vit_features(params, video, config, [3], jnp.bfloat16)[0].sum()
+
+    products = re.findall(
+        r":f32\S* = dot_general", str(jax.make_jaxpr(jax.grad(loss))(video, kept))
+    )
+    assert not products, "forward and backward are of the small type"
+    (exact,) = vit_features(params, video, config, [3])
+    (near,) = vit_features(kept, video, config, [3], jnp.bfloat16)
+    assert 1e-4 < np.abs(exact - near).max() < 0.1 * np.abs(exact).max()
+
+
 def test_wrong_clips_and_taps():
     """Another size, or taps out of order, is refused."""
     config, spec = TINY["vjepa2"], vit_spec(TINY["vjepa2"])
@@ -155,7 +204,18 @@ class Evil:
         return print, ("never",)
 
 
-@pytest.mark.parametrize("content", [{"a": Evil()}, [1, 2], "text"])
+class Odd:
+    """Asks for what it may have, in a way that makes no sense."""
+
+    def __reduce__(self):
+        return OrderedDict, (1, 2, 3)
+
+
+ENDLESS = OrderedDict()
+ENDLESS["self"] = ENDLESS
+
+
+@pytest.mark.parametrize("content", [{"a": Evil()}, [1, 2], "text", {"a": Odd()}, ENDLESS])
 def test_torch_files_are_not_trusted(tmp_path, content, capsys):
     """Anything but tensors in dicts is refused, and nothing is called."""
     buffer = io.BytesIO()

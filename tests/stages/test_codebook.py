@@ -16,7 +16,7 @@ ROWS = layout(jnp.asarray([[3, 4], [8, 0]], jnp.int32), 8)
 
 def health(**changes):
     settings = dict(start="data", window=64, revive_every=2, revive_below=1.0)
-    return CodebookHealth(ConfigDict(settings | changes), SIZE, DIM)
+    return CodebookHealth(ConfigDict(settings | changes), SIZE, DIM, seed=0)
 
 
 def quantized():
@@ -42,14 +42,17 @@ def test_counts_forget_over_a_window():
 def test_dead_codes_alone_move_when_due(step):
     h = health()
     seen = jnp.where(jnp.arange(SIZE) < 5, 0.5, 2.0)
-    state = {"seen": seen, "spare": normalize(jnp.ones((SPARE, DIM)))}
+    spare = normalize(jax.random.normal(jax.random.key(2), (SPARE, DIM)))
+    state = {"seen": seen, "spare": spare}
     books = [jnp.zeros((SIZE, DIM)), jnp.full((SIZE, DIM), 2.0)]
     moved, after, count = h.revive(books, state, jnp.asarray(step))
     dead = np.arange(SIZE) < (5 if step == 4 else 0)
     assert int(count) == dead.sum()
     for book, new in zip(books, moved, strict=True):
         np.testing.assert_array_equal(np.asarray(new)[~dead], np.asarray(book)[~dead])
-        np.testing.assert_allclose(np.asarray(new)[dead], 0.5, rtol=1e-6)
+        gap = np.abs(np.asarray(new)[dead][:, None] - np.asarray(spare)[None]).max(axis=-1)
+        assert gap.shape[0] == len(set(gap.argmin(axis=1))), "no two share a latent"
+        assert gap.size == 0 or gap.min(axis=1).max() == 0
     np.testing.assert_allclose(after["seen"], np.where(dead, 4.0, seen))
 
 

@@ -12,6 +12,7 @@ from evatok_jax.config import load_config
 from evatok_jax.geometry import geometry
 from evatok_jax.presets import add_adversary, add_alignment
 from evatok_jax.pretrained import lpips
+from evatok_jax.stages.aligner import Aligner
 from evatok_jax.stages.stage import load_stage
 
 G = geometry("nano")
@@ -151,3 +152,72 @@ def test_no_step_holds_a_large_constant(name):
     constants = re.findall(r'stablehlo.constant dense<"0x([0-9A-F]*)">', text)
     assert constants, "the small resizing matrices are found, so a large table would be"
     assert max(map(len, constants)) / 2 < 2**20
+
+
+@pytest.mark.parametrize("kind", ["svq", "fsq", "lfq", "kl"])
+def test_every_quantizer_has_its_place_in_the_step(kind, batch):
+    """A tokenizer with it builds, steps (abstractly) and says what it loses."""
+    config = load_config(f"configs/final.py:geometry=nano,size=tiny,batch=2,level={LEVEL}")
+    config.model.quantizer = kind
+    config.model.codebook_size = {"svq": 64, "fsq": 60, "lfq": 256, "kl": 1}[kind]
+    config.model.quantizer_levels = (3, 4, 5) if kind == "fsq" else ()
+    stage = load_stage(config)
+    optimizers, key = stage.optimizers(10), jax.random.key(0)
+    state = jax.eval_shape(lambda b: training.init_state(stage, optimizers, key, b), batch)
+    step = training.make_step(stage, optimizers, ("tokenizer",), G.blocks * LEVEL)
+    after, metrics = jax.eval_shape(step, state, stage.frozen_spec(), batch, key)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    losses = {"svq": "entropy", "fsq": "l1", "lfq": "entropy", "kl": "kl"}
+    assert losses[kind] in metrics and "loss/tokenizer" in metrics
+
+
+def test_before_its_start_the_adversary_says_nothing(runs):
+    run = runs["transformer"]
+    waiting = make_stage("transformer")
+    waiting.config.adversary.start = 3
+    judge, memory = run.state.params["discriminator"], run.state.state["adversary"]
+    fake, keys = jnp.zeros((2, *G.clip_shape)), jax.random.split(jax.random.key(0), 2)
+
+    @jax.jit
+    def fooled(fake, step):
+        return jax.value_and_grad(
+            lambda fake: waiting._fool(judge, memory, run.frozen, fake, keys, step)[0]
+        )(fake)
+
+    loss, gradient = fooled(fake, 2)
+    assert loss == 0 and not gradient.any()
+    loss, gradient = fooled(fake, 3)
+    want, _ = run.stage._fool(judge, memory, run.frozen, fake, keys, 3)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    assert gradient.any()
+
+
+def test_phi_may_stand_on_the_teacher(run):
+    config = make_stage().config.alignment
+    config.side = "teacher"
+    aligner = Aligner(config, G, run.stage.model.config.decoder)
+    params = aligner.init(jax.random.key(0))
+    seen = run.stage.aligner.look(run.frozen, jnp.zeros((2, *G.clip_shape)))
+    own = aligner._phi.apply({"params": params}, seen)
+    assert own.shape == (2, G.blocks * G.block_patches, run.stage.model.config.decoder.width)
+    np.testing.assert_allclose(aligner.loss(params, 3.0 * own, seen), -1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alignment.layer": 4}, "layers are 1 to 3"),
+        ({"alignment.side": "both"}, "decoder or teacher"),
+        (
+            {"adversary.kind": "none"},
+            "this tokenizer learns alignment, tokenizer, config.optim has",
+        ),
+        ({"adversary.kind": "transfomer"}, "did you mean 'transformer'"),
+        ({"batch_size": 12}, "groups of 8 clips do not divide a batch of 12"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings, message):
+    config = make_stage().config
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(ValueError, match=message):
+        load_stage(config)

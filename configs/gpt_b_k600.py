@@ -4,7 +4,7 @@
         --config=configs/gpt_b_k600.py:tokenizer=FINAL/export,tokens=TOKENS/table
 
 The paper's: 75 epochs at batch 128, here 230k steps (392,622 published clips), no guidance.
-no row of the paper's: for ablations. FINAL is the run of `ucf_k600_routed`,
+The paper has no row at this size: it is for ablations. FINAL is the run of `ucf_k600_routed`,
 TOKENS that of `k600_tokens`; evaluation: 50,000 clips of the validation split, 64 x 64 pixels.
 """
 

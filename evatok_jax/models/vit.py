@@ -49,8 +49,9 @@ class ViT(nn.Module):
       geometry: clip and patch.
       stack: width, layers and heads.
       dropout: after each attention and MLP.
-      learned: whether positions are learned (the router) or fixed sines and cosines (LARP's
-        discriminator; computed in the program, since a table would be a large constant of it).
+      learned: whether positions are learned (the router) or fixed sines and cosines (as LARP's
+        discriminator has them, at the frequencies of `positions.sincos`; computed in the program,
+        since a table would be a large constant of it).
       dtype: compute type; norms stay in fp32.
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """

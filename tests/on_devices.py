@@ -35,7 +35,7 @@ def virtual_batches_span_devices() -> None:
     """Groups of eight clips on eight devices, two a device, equal those of one device."""
     x = np.random.default_rng(0).normal(2.0, 3.0, (16, 5, 3)).astype(np.float32)
     model = VirtualBatchNorm(8)
-    variables = model.init(jax.random.key(0), x)
+    variables = model.init(jax.random.key(0), jnp.asarray(x))
     spread = sharding.put_batch({"x": x}, sharding.make_mesh())["x"]
     got, want = jax.jit(model.apply)(variables, spread), model.apply(variables, jnp.asarray(x))
     assert len(spread.sharding.device_set) == 8

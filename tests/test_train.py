@@ -257,7 +257,7 @@ def test_a_group_that_rests_is_logged_and_guarded(tmp_path):
     rows = read_metrics(tmp_path / "sound")
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert all("loss/critic" in row and "grad_norm/critic" in row for row in rows)
-    with pytest.raises(FloatingPointError, match="step 3: loss/critic"):
+    with pytest.raises(FloatingPointError, match=r"step 3: .*loss/critic"):
         training.train(toy_config(log_every=4, critic_weight=float("nan")), tmp_path / "ill")
     assert Checkpoints(tmp_path / "ill").latest is None
 

@@ -40,7 +40,7 @@ def test_spectral_norm_against_torch():
 
 def test_virtual_batches():
     """Statistics of a group against NumPy; groups are alone; small batches are one group."""
-    x = np.random.default_rng(0).normal(2.0, 3.0, (16, 5, 3)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, (16, 5, 3)), jnp.float32)
     model = VirtualBatchNorm(8)
     variables = model.init(jax.random.key(0), x)
     got = np.asarray(model.apply(variables, x))

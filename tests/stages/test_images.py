@@ -9,6 +9,7 @@ from evatok_jax.allocation.reward import Normalizer
 from evatok_jax.bench import fvd_network
 from evatok_jax.config import load_config
 from evatok_jax.geometry import geometry
+from evatok_jax.models.sizes import StackConfig
 from evatok_jax.presets import add_adversary, add_alignment
 from evatok_jax.pretrained.preprocess import preprocess
 from evatok_jax.pretrained.teachers import load_vit, teacher
@@ -24,7 +25,7 @@ def test_dinov3_gives_its_patches_frame_by_frame():
     assert vit.planar and vit.prefix == 5
     rng = np.random.default_rng(0)
     clip = jnp.asarray(rng.uniform(-0.5, 0.5, (2, 16, 32, 32, 3)), jnp.float32)
-    aligner = Aligner(config.alignment, geometry("nano"), 8)
+    aligner = Aligner(config.alignment, geometry("nano"), StackConfig(8, 3, 1))
     found = jax.jit(aligner.look)({aligner.name: weights}, clip)
     assert aligner.slots == 4 and found.shape == (2, 4 * 16, 4 * vit.width)
     frames = preprocess(clip[1:, :8], (64, 64), "bilinear").reshape(8, 1, 64, 64, 3)

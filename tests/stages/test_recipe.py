@@ -18,7 +18,7 @@ from evatok_jax.stages.stage import load_stage
 G = geometry("nano")
 GROUPS = ("tokenizer", "discriminator", "alignment")
 WEIGHTS = ("weight", "own_weight", "lecam")
-LEVEL = 4
+LEVEL, KEY = 4, jax.random.key(0)
 
 
 def make_stage(kind="videomae"):
@@ -64,7 +64,8 @@ class Run:
         self.stage = stage = make_stage(kind)
         self.frozen = {name: frozen[name] for name in stage.frozen_spec()}
         self.batch, optimizers = batch, stage.optimizers(10)
-        self.state = training.init_state(stage, optimizers, jax.random.key(0), batch)
+        init = jax.jit(lambda batch: training.init_state(stage, optimizers, KEY, batch))
+        self.state = init(batch)
         self.weights = {name: float(stage.config.adversary[name]) for name in WEIGHTS}
 
         @jax.jit

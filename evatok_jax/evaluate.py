@@ -108,13 +108,17 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
 
 
 def _budgets(curves: dict, budgets) -> list[dict]:
-    """LPIPS of every curve at equal mean tokens, and what the router gains over uniform."""
+    """LPIPS of every curve within equal mean tokens, and what the router gains over uniform.
+
+    "router_tokens" are those that it spends: less than the budget where its curve ends before.
+    """
     result = []
     for tokens in budgets:
         row = {"tokens": tokens}
         row |= {name: at_budget(points, tokens, "lpips_vgg") for name, points in curves.items()}
         if row["uniform"] and row["router"]:
             row["router_gain"] = 1.0 - row["router"] / row["uniform"]
+            row["router_tokens"] = min(tokens, max(p["tokens"] for p in curves["router"]))
         result.append(row)
     return result
 

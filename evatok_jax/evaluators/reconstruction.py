@@ -141,9 +141,13 @@ def codebook_report(used: np.ndarray) -> dict:
 
 
 def at_budget(points: list[dict], tokens: int | float, key: str) -> float | None:
-    """A curve's value at a mean number of tokens, linear in log tokens; None outside the curve."""
+    """What a curve reaches within a mean number of tokens, linear in log tokens between points.
+
+    Beyond its dearest point it is that point's value, since a budget need not be spent; below its
+    cheapest one, None.
+    """
     curve = sorted((p["tokens"], p[key]) for p in points if key in p)
-    if not curve or not curve[0][0] <= tokens <= curve[-1][0]:
+    if not curve or tokens < curve[0][0]:
         return None
     x, y = np.array(curve).T
     return float(np.interp(np.log(tokens), np.log(x), y))

@@ -28,8 +28,8 @@ SERIES = (
     ("max_proxy_reward", "max proxy reward (search)", 2, "dashed"),
 )
 LPIPS_BUDGETS = (
-    "LPIPS-VGG at equal mean tokens. The last two columns hold the router against uniform: "
-    "its LPIPS at equal tokens, its tokens at equal LPIPS."
+    "LPIPS-VGG within equal mean tokens (a curve that ends before spends less). The last two "
+    "columns hold the router against uniform: its LPIPS at equal tokens, its tokens at equal LPIPS."
 )
 RFVD_CARE = (
     "FVD is biased upwards by small samples: compare it only between numbers of one table with the "
@@ -228,7 +228,8 @@ def _budgets(budgets: Sequence[Mapping] | None, curves: Mapping, series, which: 
         needed = (
             None if target is None else tokens_for(curves.get("uniform", ()), "lpips_vgg", target)
         )
-        saved = None if needed is None else 1.0 - _tokens(budget) / needed
+        spent = value(budget, "router_tokens") or _tokens(budget)
+        saved = None if needed is None else 1.0 - spent / needed
         rows.append(
             (
                 f"{budget['tokens']:.0f}",

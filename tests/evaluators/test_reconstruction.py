@@ -61,7 +61,7 @@ def test_other_lengths_are_refused(tmp_path):
         )
 
 
-def test_a_curve_is_read_between_its_points():
+def test_a_curve_is_read_between_its_points_and_holds_beyond_them():
     points = [{"tokens": 64, "lpips": 0.5}, {"tokens": 16, "lpips": 0.7}]
     assert at_budget(points, 32, "lpips") == pytest.approx(0.6)
-    assert at_budget(points, 8, "lpips") is None and at_budget(points, 256, "lpips") is None
+    assert at_budget(points, 8, "lpips") is None and at_budget(points, 256, "lpips") == 0.5

@@ -28,8 +28,9 @@ SERIES = (
     ("max_proxy_reward", "max proxy reward (search)", 2, "dashed"),
 )
 LPIPS_BUDGETS = (
-    "LPIPS-VGG within equal mean tokens (a curve that ends before spends less). The last two "
-    "columns hold the router against uniform: its LPIPS at equal tokens, its tokens at equal LPIPS."
+    "LPIPS-VGG within equal mean tokens; a curve that ends before spends what stands beside its "
+    "value. The last two columns hold the router against uniform: its LPIPS at equal tokens, its "
+    "tokens at equal LPIPS."
 )
 RFVD_CARE = (
     "FVD is biased upwards by small samples: compare it only between numbers of one table with the "
@@ -229,11 +230,15 @@ def _budgets(budgets: Sequence[Mapping] | None, curves: Mapping, series, which: 
             None if target is None else tokens_for(curves.get("uniform", ()), "lpips_vgg", target)
         )
         spent = value(budget, "router_tokens") or _tokens(budget)
+        less = tag("small", f" with {spent:.0f}") if spent < _tokens(budget) else ""
         saved = None if needed is None else 1.0 - spent / needed
         rows.append(
             (
                 f"{budget['tokens']:.0f}",
-                *(fixed(value(budget, key), 4) for key, *_ in series),
+                *(
+                    tag("span", fixed(value(budget, key), 4), less if key == "router" else "")
+                    for key, *_ in series
+                ),
                 _signed(gain, "lower", "higher"),
                 _signed(saved, "fewer", "more"),
             )

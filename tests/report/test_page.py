@@ -86,6 +86,7 @@ def workdir(tmp_path):
         "max_proxy_reward": [point("w_q 1.2", 30, 0.44, clips=2)],
     }
     budgets = [{"tokens": 32, "uniform": 0.5, "router": 0.45, "router_gain": 0.1}]
+    budgets += [{"tokens": 64, "uniform": 0.5, "router": 0.4, "router_tokens": 41.2}]
     write(
         w / "evaluate-curves/curves.json",
         {
@@ -160,6 +161,7 @@ def test_numbers_are_where_a_reader_looks(workdir):
     assert "Tokens saved at equal LPIPS 29 %" in text
     assert "10.0 % lower" in text
     assert "29.3 % fewer" in text
+    assert "0.4000 with 41" in text
     assert "700.0 [650, 790]" in text
     assert "3 min 05 s" in text
     assert "plumbing only" in text

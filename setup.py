@@ -45,6 +45,7 @@ setup(
         "test": [
             "beartype>=0.21,<0.24",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.12,<0.18",
             "safetensors>=0.5,<1",
         ],

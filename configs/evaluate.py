@@ -1,7 +1,7 @@
 """Evaluation of what a pipeline made; `task` is curves, final or generation.
 
 `windows` above 0 takes that many, evenly spread. The pipeline fills in the paths:
-`presets.pipeline_jobs` shows what each task needs.
+`scales.pipeline_jobs` shows what each task needs.
 """
 
 from ml_collections import ConfigDict
@@ -44,5 +44,6 @@ def get_config(arg=None):
             samples=64,
             shown=24,
             guidance=1.0,
+            fvd_side=0,  # 64 for frame prediction on Kinetics-600; 0 is the clips' own
         )
     )

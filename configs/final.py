@@ -5,11 +5,12 @@
 
 Without `router` all blocks get `level` tokens (the twin). The paper's: paper128 and S-B, batch 128,
 1000k steps (400k in the ablations), 64 V100 x 347 h; rFVD 9.7 at 774 tokens on UCF-101 (Table 6),
-with the VideoMAE discriminator and alignment, which this config does not have.
+with the VideoMAE discriminator and alignment: `adversary` (transformer or videomae) and `alignment`
+add them, and the experiments (`configs/webvid_routed_videomae.py`) have them.
 """
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import tokenizer_config
+from evatok_jax.presets import add_recipe, tokenizer_config
 
 
 def get_config(arg=None):
@@ -25,8 +26,11 @@ def get_config(arg=None):
         lr=1e-4,
         seed=0,
         init_from="",
+        adversary="none",
+        alignment=False,
     )
     config = tokenizer_config(args)
+    add_recipe(config, args.adversary, args.alignment)
     config.run.init_from = args.init_from
     if args.router:
         config.name = "final"

@@ -5,7 +5,7 @@
 
 The paper's on UCF-101: GPT-B (99M, ablations), L (327M) and L-plus (633M), batch 128, 3000 epochs
 (223.5k steps), constant rate with the last 20 % annealed, 64 V100 x 88 h (633M); gFVD 48 at 756
-tokens (Table 3).
+tokens (Table 3). On Kinetics-600 (first=5, classes=1) the first frames are given.
 """
 
 from evatok_jax.config import parse_arguments
@@ -18,6 +18,7 @@ def get_config(arg=None):
         tokenizer="",
         tokens="",
         classes=101,
+        first=0,
         size="GPT-B",
         batch=128,
         steps=223_500,

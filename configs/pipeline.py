@@ -13,7 +13,7 @@ continues.
 from ml_collections import ConfigDict
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import pipeline_jobs
+from evatok_jax.scales import pipeline_jobs
 
 
 def get_config(arg=None):

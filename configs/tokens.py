@@ -3,20 +3,24 @@
     python -m evatok_jax.main --workdir=runs/tokens \
         --config=configs/tokens.py:data=DATASET,tokenizer=runs/final/export
 
-The lengths are the router's that the export holds.
+The lengths are the router's that the export holds. For frame prediction `first` frames are given,
+in blocks of config.condition.lengths (EVATok on Kinetics-600: first=5, 512 and 128 tokens).
 """
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import curation_config
+from evatok_jax.presets import tokens_config
 
 
 def get_config(arg=None):
     args = parse_arguments(
-        arg, data="", split="train", tokenizer="", windows=0, batch=16, flip=True, seed=0
+        arg,
+        data="",
+        split="train",
+        tokenizer="",
+        windows=0,
+        batch=16,
+        flip=True,
+        first=0,
+        seed=0,
     )
-    config = curation_config(args, "tokens")
-    config.name = f"tokens-{args.split}"
-    config.fixed = (0,)  # or the lengths of every clip's blocks
-    config.data.flip = args.flip
-    config.shard_size = 256
-    return config
+    return tokens_config(args)

@@ -72,18 +72,24 @@ class Router:
         clips = check_clips(clips, self.geometry.clip_shape)
         return in_chunks(lambda part: self._score(self._params, part), self.batch, clips)
 
-    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
-        """The most likely assignment of each clip, among those of at most `budget` tokens a clip.
+    def route(
+        self, clips: np.ndarray, budget: int | None = None, first: tuple[int, ...] = ()
+    ) -> Int[np.ndarray, "n t"]:
+        """The most likely assignment of each clip, among those that may be.
 
-        Raises ValueError for clips of another shape, or a budget below the least.
+        `budget` is the most tokens that a clip may have, `first` are the lengths that its first
+        blocks must have. Raises ValueError for clips of another shape, or where none may be.
         """
         totals = self.assignments.sum(axis=1)
-        if budget is not None and budget < totals.min():
-            raise ValueError(f"a budget of {budget} tokens: a clip has at least {totals.min()}")
-        log_p = self.scores(clips)
+        may = (self.assignments[:, : len(first)] == np.asarray(first, int)).all(axis=1)
         if budget is not None:
-            log_p = np.where(totals <= budget, log_p, -np.inf)
-        return self.assignments[log_p.argmax(axis=1)]
+            may &= totals <= budget
+        if not may.any():
+            raise ValueError(
+                f"no assignment has budget={budget} and first={tuple(first)}: a clip has at least "
+                f"{totals.min()} tokens, and blocks have {self.geometry.levels}"
+            )
+        return self.assignments[np.where(may, self.scores(clips), -np.inf).argmax(axis=1)]
 
 
 class Tokenizer:
@@ -114,13 +120,15 @@ class Tokenizer:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
         self.router = router
 
-    def route(self, clips: np.ndarray, budget: int | None = None) -> Int[np.ndarray, "n t"]:
+    def route(
+        self, clips: np.ndarray, budget: int | None = None, first: tuple[int, ...] = ()
+    ) -> Int[np.ndarray, "n t"]:
         """The router's lengths (see `Router.route`). Raises ValueError without a router."""
         if self.router is None:
             raise ValueError(
                 "this tokenizer has no router: give lengths, or call use_router() first"
             )
-        return self.router.route(clips, budget)
+        return self.router.route(clips, budget, first)
 
     # ---- clips ---------------------------------------------------------------------------------
 
@@ -148,7 +156,7 @@ class Tokenizer:
         if len(lengths) != len(clips):
             raise ValueError(f"{len(lengths)} rows of lengths for {len(clips)} clips")
         size = int(lengths.sum(axis=1).max(initial=1))
-        codes = np.zeros((len(clips), size), np.int32)
+        codes = self._no_codes(len(clips), size)
         slot = np.full((len(clips), size), -1, np.int32)
         for rows, part in self._parts(lengths):
             own, slots = self._encode(self.params, clips[rows], lengths[rows], size=part)
@@ -157,31 +165,65 @@ class Tokenizer:
         return Tokens(codes, slot, lengths)
 
     def decode(self, tokens: Tokens) -> UInt8[np.ndarray, "n f h w 3"]:
-        """Clips from tokens; ValueError for ids outside the codebook and lengths that are none."""
+        """Clips from tokens; ValueError for ids outside the codebook and lengths that are none.
+
+        Continuous latents (a KL bottleneck) are float codes [n, tokens, channels].
+        """
         lengths = check_lengths(tokens.lengths, self.geometry.levels, self.geometry.blocks)
         codes = np.asarray(tokens.codes)
-        if codes.ndim != 2 or len(codes) != len(lengths):
-            raise ValueError(f"codes must be [{len(lengths)} clips, tokens], not {codes.shape}")
+        form = self._no_codes(len(lengths), 1).shape
+        if codes.ndim != len(form) or codes.shape[::2] != form[::2]:
+            kind = f"tokens, {form[2]}]" if self.config.continuous else "tokens]"
+            raise ValueError(f"codes must be [{len(lengths)} clips, {kind}, not {codes.shape}")
         totals = lengths.sum(axis=1)
         if totals.max(initial=0) > codes.shape[1]:
             raise ValueError(f"lengths sum to {totals.max()}, codes hold {codes.shape[1]} a clip")
-        real = np.arange(codes.shape[1]) < totals[:, None]
-        outside = real & ((codes < 0) | (codes >= self.config.codebook_size))
-        if outside.any():
-            raise ValueError(
-                f"id {codes[outside][0]} is outside the codebook of {self.config.codebook_size}"
-            )
+        codes = codes.copy()
+        codes[np.arange(codes.shape[1]) >= totals[:, None]] = 0
+        if self.config.continuous and not np.isfinite(codes).all():
+            raise ValueError("latents must be finite numbers")
+        size = self.config.codebook_size
+        outside = (codes < 0) | (codes >= size)
+        if not self.config.continuous and outside.any():
+            raise ValueError(f"id {codes[outside][0]} is outside the codebook of {size}")
         out = np.zeros((len(codes), *self.geometry.clip_shape), np.uint8)
-        for rows, size in self._parts(lengths):
-            own = np.zeros((len(rows), size), np.int32)
-            width = min(size, codes.shape[1])
-            own[:, :width] = np.where(real, codes, 0)[rows, :width]
+        for rows, part in self._parts(lengths):
+            own = self._no_codes(len(rows), part)
+            width = min(part, codes.shape[1])
+            own[:, :width] = codes[rows, :width]
             out[rows] = self._decode(self.params, own, lengths[rows])
         return out
+
+    def _no_codes(self, clips: int, size: int) -> np.ndarray:
+        if self.config.continuous:
+            return np.zeros((clips, size, self.config.code_dim), np.float32)
+        return np.zeros((clips, size), np.int32)
 
     def reconstruct(self, clips, lengths=None, budget=None) -> UInt8[np.ndarray, "n f h w 3"]:
         """`decode(encode(...))`."""
         return self.decode(self.encode(clips, lengths, budget))
+
+    def condition(self, frames: np.ndarray, lengths: tuple[int, ...]) -> Int[np.ndarray, "n c"]:
+        """Codes of a clip's first frames, for a generator that predicts the others.
+
+        Args:
+          frames: uint8 [n, f, height, width, 3]; the last one is repeated to fill the blocks.
+          lengths: tokens of each of these blocks.
+
+        Raises ValueError where the frames do not fit the blocks, or a length is no level.
+        """
+        g = self.geometry
+        room, frames = len(lengths) * g.block_frames, np.asarray(frames)
+        if frames.ndim != 5 or not 0 < frames.shape[1] <= room <= g.frames:
+            raise ValueError(
+                f"frames {frames.shape} do not fit {len(lengths)} of {g.blocks} blocks of "
+                f"{g.block_frames}"
+            )
+        # What follows the blocks changes nothing in them: any frames, and the fewest tokens.
+        filled = np.minimum(np.arange(g.frames), frames.shape[1] - 1)
+        rest = (g.levels[0],) * (g.blocks - len(lengths))
+        tokens = self.encode(frames[:, filled], np.tile([*lengths, *rest], (len(frames), 1)))
+        return tokens.codes[:, : sum(lengths)]
 
     def cut(self, video: np.ndarray) -> UInt8[np.ndarray, "n f h w 3"]:
         """A video of any length as clips; the last one is filled by its last frame.
@@ -224,13 +266,14 @@ def _encode(model, params, clips, lengths, size):
     rows = layout(lengths, size)
     variables = {"params": params}
     z = model.apply(variables, to_model(clips), lengths, size, method="encode")
-    codes = model.apply(variables, z, rows, method="quantize").codes
+    made = model.apply(variables, z, rows, method="quantize")
+    codes = made.vectors if model.config.continuous else made.codes
     return codes, jnp.where(rows.valid, rows.slot, -1)
 
 
 def _decode(model, params, codes, lengths):
     variables = {"params": params}
-    vectors = model.apply(variables, codes, method="look_up")
+    vectors = codes if model.config.continuous else model.apply(variables, codes, method="look_up")
     return to_uint8(model.apply(variables, vectors, lengths, method="decode"))
 
 
@@ -244,21 +287,43 @@ class Generator:
         self._params = jax.device_put(export.params["generator"])
         self.tokenizer = Tokenizer(export, batch)
 
-        def token_loss(params, classes, ids, kind):
-            logits = self.model.apply({"params": params}, classes, ids)
+        def token_loss(params, classes, ids, kind, condition):
+            logits = self.model.apply({"params": params}, classes, ids, condition=condition)
             return next_token_loss(logits, ids, kind)
 
         self._loss = jax.jit(token_loss)
 
-    def token_loss(self, classes, ids, kind):
-        """Mean next-token loss in nats and its parts, of sequences as `to_sequence` makes them."""
-        return self._loss(self._params, classes, ids, kind)
+    def known(self, classes: np.ndarray) -> np.ndarray:
+        """Class numbers as this generator has them: all 0 where it knows only one."""
+        return np.zeros_like(classes) if self.config.num_classes == 1 else classes
 
-    def sample_tokens(self, classes, seed: int = 0, guidance: float = 1.0, **options) -> Tokens:
+    def token_loss(self, classes, ids, kind, condition=None):
+        """Mean next-token loss in nats and its parts, of sequences as `to_sequence` makes them."""
+        return self._loss(self._params, classes, ids, kind, condition)
+
+    def sample_tokens(
+        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, start=0, **options
+    ) -> Tokens:
         """Tokens of one clip for each class number; `options` are those of `engine.sample`.
 
-        A sample depends on (seed, its place in `classes`, its class) alone, not on batches.
+        A generator for frame prediction also takes `frames`, uint8 [n, condition_frames, height,
+        width, 3], the first ones of each clip. `start` is the number of the first sample in the
+        whole set: a sample depends on (seed, its number, its class and frames) alone, not on
+        batches.
         """
+        if (frames is None) == bool(self.config.given):
+            raise ValueError(
+                f"this generator takes {self.config.condition_frames} first frames of each clip"
+                + (": give frames" if frames is None else ", none was expected")
+            )
+        given = None
+        if frames is not None:
+            if np.shape(frames)[:2] != (len(classes), self.config.condition_frames):
+                raise ValueError(
+                    f"frames {np.shape(frames)}: expected are {len(classes)} clips of "
+                    f"{self.config.condition_frames} frames"
+                )
+            given = self.tokenizer.condition(frames, self.config.condition)
         classes = engine.check_whole("classes", classes)
         rng, parts = jax.random.key(seed), []
         for first in range(0, len(classes), self.batch):
@@ -270,7 +335,8 @@ class Generator:
                 classes[own],
                 rng,
                 guidance=guidance,
-                indices=own,
+                indices=start + own,
+                condition=None if given is None else given[own],
                 **options,
             )
             count = len(index)
@@ -278,7 +344,8 @@ class Generator:
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def sample(
-        self, classes, seed: int = 0, guidance: float = 1.0, **options
+        self, classes, seed: int = 0, guidance: float = 1.0, frames=None, **options
     ) -> UInt8[np.ndarray, "n f h w 3"]:
-        """One clip for each class number."""
-        return self.tokenizer.decode(self.sample_tokens(classes, seed, guidance, **options))
+        """One clip for each class number; arguments are those of `sample_tokens`."""
+        tokens = self.sample_tokens(classes, seed, guidance, frames, **options)
+        return self.tokenizer.decode(tokens)

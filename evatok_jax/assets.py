@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 
+from evatok_jax.atomic import replacing
+
 
 class AssetMissing(FileNotFoundError):
     """An asset is not in the asset folder; the message names the command that fetches it."""
@@ -158,6 +160,15 @@ def load_weights(name: str) -> dict[str, np.ndarray]:
     """
     with np.load(path(name), allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
+
+
+def keep(name: str, pieces: Iterable[bytes]) -> Path:
+    """Writes an asset that was converted from a file of the user's; returns where it lies."""
+    target = asset_dir() / name
+    with replacing(target) as file:
+        for piece in pieces:
+            file.write(piece)
+    return target
 
 
 def fetch(

@@ -15,7 +15,7 @@ from evatok_jax.evaluators import baselines
 from evatok_jax.evaluators.lpips import LpipsMetric
 from evatok_jax.evaluators.psnr_ssim import clip_psnr
 from evatok_jax.evaluators.reconstruction import Evaluation, Rule, evaluate_rules
-from evatok_jax.pretrained.i3d import load_i3d
+from evatok_jax.pretrained.i3d import MIN_FRAMES, load_i3d
 
 
 def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=()) -> dict:
@@ -39,6 +39,17 @@ def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=())
     }
 
 
+def fvd_network(config, frames: int):
+    """I3D where the config wants FVD, else None; ValueError where clips are too short for it."""
+    if not config.fvd:
+        return None
+    if frames < MIN_FRAMES:
+        raise ValueError(
+            f"FVD needs clips of {MIN_FRAMES} frames or more, these have {frames}: set fvd=false"
+        )
+    return jax.device_put(load_i3d())
+
+
 class Bench:
     """The windows of a split and what it takes to reconstruct them."""
 
@@ -50,7 +61,7 @@ class Bench:
         count = min(config.windows or len(windows), len(windows))
         self.windows = windows[np.linspace(0, len(windows) - 1, count).round().astype(int)]
         self.assignments = all_assignments(g.levels, g.blocks)
-        self.i3d = jax.device_put(load_i3d()) if config.fvd else None
+        self.i3d = fvd_network(config, g.frames)
 
     def rows(self, records: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Places of windows, given by record and first frame, among those of the bench.
@@ -145,12 +156,13 @@ def looked_up(lengths: np.ndarray) -> Rule:
 
 
 class Routed:
-    """The most likely assignment of each clip; `top` [windows, 5] keeps the five likeliest."""
+    """The most likely assignment of each clip; `top` [windows, at most 5] keeps the likeliest."""
 
     def __init__(self, router: Router, windows: int):
-        self._router, self.top = router, np.zeros((windows, 5), int)
+        count = min(5, len(router.assignments))
+        self._router, self.top = router, np.zeros((windows, count), int)
 
     def __call__(self, clips: np.ndarray, rows: np.ndarray) -> np.ndarray:
         order = np.argsort(-self._router.scores(clips), axis=1, kind="stable")
-        self.top[rows] = order[:, :5]
+        self.top[rows] = order[:, : self.top.shape[1]]
         return self._router.assignments[order[:, 0]]

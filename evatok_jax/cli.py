@@ -10,9 +10,17 @@ import numpy as np
 
 
 def assets(args) -> None:
-    """Fetches metric networks and the default clips."""
+    """Fetches metric networks and the default clips, or converts a teacher's published file."""
     from evatok_jax import assets
 
+    if args.convert:
+        from evatok_jax.pretrained.teachers import convert
+
+        name, given, source = args.convert.partition("=")
+        if not given or args.names:
+            raise ValueError("--convert takes NAME=FILE, and no other names beside it")
+        print(convert(name, source))
+        return
     try:
         assets.fetch(args.names or None)
     except RuntimeError as error:  # what failed, pip's words of many lines, what to do
@@ -60,16 +68,18 @@ def decode(args) -> None:
 
 
 def sample(args) -> None:
-    """Clips of a class to a folder of videos, or to an .npy file."""
+    """Clips of a class, or that begin as a video does, to a folder of videos or an .npy file."""
     from evatok_jax.api import Generator
-    from evatok_jax.files import save_clips
+    from evatok_jax.files import first_frames, save_clips
 
     model = opened(args.model)
     if not isinstance(model, Generator):
         raise ValueError(f"{args.model} holds a tokenizer; sampling needs a generator")
-    classes = np.full(args.count, args.label)
+    classes, frames = np.full(args.count, args.label), None
+    if args.first:
+        frames = np.repeat(first_frames(model, args.first)[None], args.count, axis=0)
     clips = model.sample(
-        classes, args.seed, args.guidance, temperature=args.temperature, top_k=args.top_k
+        classes, args.seed, args.guidance, frames, temperature=args.temperature, top_k=args.top_k
     )
     show(save_clips(clips, args.output))
 
@@ -135,7 +145,12 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     model = ("--model", dict(required=True, help="export directory or workdir of a finished job"))
-    command(assets, "assets", ("names", dict(nargs="*", help="which (default: all)")))
+    command(
+        assets,
+        "assets",
+        ("names", dict(nargs="*", help="which (default: all)")),
+        ("--convert", dict(help="NAME=FILE: a teacher from a published file (docs/teachers.md)")),
+    )
     command(
         info,
         "info",
@@ -166,6 +181,7 @@ def parser() -> argparse.ArgumentParser:
         ("output", dict(help="a folder for videos, or an .npy file")),
         model,
         ("--label", dict(type=int, default=0, help="class number")),
+        ("--first", dict(help="frame prediction: a video whose first frames are given")),
         ("--count", dict(type=int, default=4)),
         ("--seed", dict(type=int, default=0)),
         ("--guidance", dict(type=float, default=1.0, help="classifier-free guidance, 1 is none")),

@@ -49,19 +49,31 @@ def scorer(config: ConfigDict, tokenizer: Tokenizer):
 
 
 def tokens(config: ConfigDict, tokenizer: Tokenizer):
-    """Token ids: columns codes [n, longest] and lengths [n, blocks]."""
-    g = tokenizer.geometry
+    """Token ids: columns codes [n, longest] and lengths [n, blocks].
+
+    For frame prediction also `condition`, the codes of the first frames; the first blocks of the
+    clip then have as many tokens as the condition's (EVATok sec. 4.1).
+    """
+    if tokenizer.config.continuous:
+        raise ValueError("this tokenizer's tokens are vectors: a table of tokens holds ids")
+    g, given = tokenizer.geometry, config.condition
     if tokenizer.router is None and not any(config.fixed):
         raise ValueError("this tokenizer has no router: give the lengths as config.fixed")
 
     def tokenize(clips):
-        lengths = np.tile(np.array(config.fixed, np.int32), (len(clips), 1))
-        made = tokenizer.encode(clips, lengths if any(config.fixed) else None)
-        codes = np.zeros(
-            (len(clips), g.max_length), np.min_scalar_type(tokenizer.config.codebook_size)
-        )
+        if any(config.fixed):
+            lengths = np.tile(np.array(config.fixed, np.int32), (len(clips), 1))
+        else:
+            lengths = tokenizer.route(clips, first=given.lengths if given.frames else ())
+        made = tokenizer.encode(clips, lengths)
+        dtype = np.min_scalar_type(tokenizer.config.codebook_size)
+        codes = np.zeros((len(clips), g.max_length), dtype)
         codes[:, : made.codes.shape[1]] = made.codes
-        return {"codes": codes, "lengths": made.lengths}
+        columns = {"codes": codes, "lengths": made.lengths}
+        if given.frames:
+            first = tokenizer.condition(clips[:, : given.frames], given.lengths)
+            columns["condition"] = first.astype(dtype)
+        return columns
 
     return tokenize
 

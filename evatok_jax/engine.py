@@ -14,7 +14,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from evatok_jax.models import sequence
 from evatok_jax.models.attention import Cache
-from evatok_jax.models.generator import Generator, empty_caches, grow_caches, unstack_layers
+from evatok_jax.models.generator import (
+    Generator,
+    check_condition,
+    empty_caches,
+    grow_caches,
+    unstack_layers,
+)
 from evatok_jax.models.ragged import check_lengths
 from evatok_jax.models.sequence import Progress
 from evatok_jax.tokens import Tokens
@@ -118,7 +124,7 @@ class State:
 
     Attributes:
       ids: int32 [b, n], written so far; 0 elsewhere.
-      feed: int32 [b], the id to be fed next, at position `step`.
+      feed: int32 [b], the id to be fed next, `step` positions after the class.
       step: int32, positions written.
       progress: where in the grammar each sample is.
       caches: of b samples, or of 2 b where guided (with class, then without).
@@ -144,9 +150,13 @@ def next_logits(
         null = config.class_token(jnp.int32(config.num_classes))
         feed = jnp.concatenate([feed, jnp.where(state.step == 0, null, feed)])
         alive = jnp.concatenate([alive, alive])
-    positions = jnp.full(feed.shape, state.step)
     logits, caches = model.apply(
-        {"params": params}, state.caches, feed, positions, alive, method=Generator.decode_step
+        {"params": params},
+        state.caches,
+        feed[:, None],
+        jnp.full((len(feed), 1), config.given + state.step),
+        alive,
+        method=Generator.decode_step,
     )
     if how.guided:
         cond, uncond = logits[:batch], logits[batch:]
@@ -166,11 +176,12 @@ def sample_ids(
     how: Options,
     lengths: Int[Array, "b t"] | None,
     capacities: tuple[int, ...],
+    condition: Int[Array, "b c"] | None = None,
 ) -> Int[Array, "b {capacities[-1]}"]:
     """Sequences of classes, one key per sample, 0 after their ends; may be called inside a jit.
 
     `lengths` forces the length tokens. `capacities` (`growing`) end with the positions that hold
-    every sequence that can come.
+    every sequence that can come. `condition` holds the codes of given frames.
     """
     config, grammar = model.config, model.config.grammar
     batch, params = classes.shape[0], unstack_layers(params)
@@ -201,8 +212,10 @@ def sample_ids(
         progress=sequence.start(batch),
         caches=empty_caches(config, batch * (2 if how.guided else 1), 0),
     )
+    if condition is not None:
+        state = state.replace(caches=_fed(model, params, condition, capacities[0], how))
     for capacity in capacities:
-        state = state.replace(caches=grow_caches(state.caches, capacity))
+        state = state.replace(caches=grow_caches(state.caches, config.given + capacity))
 
         def unfinished(state: State, capacity=capacity) -> Bool[Array, ""]:
             going = ~jnp.all(sequence.finished(state.progress, grammar))
@@ -210,6 +223,22 @@ def sample_ids(
 
         state = jax.lax.while_loop(unfinished, body, state)
     return state.ids
+
+
+def _fed(model: Generator, params, condition, room: int, how: Options) -> tuple[Cache, ...]:
+    """Caches that hold what is given, with room for so many positions more."""
+    if how.guided:
+        condition = jnp.concatenate([condition, condition])
+    batch, given = condition.shape
+    _, caches = model.apply(
+        {"params": params},
+        empty_caches(model.config, batch, given + room),
+        condition,
+        jnp.broadcast_to(jnp.arange(given), condition.shape),
+        jnp.ones(batch, bool),
+        method=Generator.decode_step,
+    )
+    return caches
 
 
 def growing(size: int) -> tuple[int, ...]:
@@ -233,6 +262,7 @@ def sample(
     top_p: float | int = 1.0,
     guidance_on_lengths: bool = True,
     lengths=None,
+    condition=None,
     indices=None,
 ) -> Tokens:
     """Samples one clip's tokens for each class.
@@ -243,6 +273,7 @@ def sample(
       rng: key of the whole set of samples.
       guidance, temperature, top_k, top_p, guidance_on_lengths: see `options`.
       lengths: ints [b, blocks], forces the tokens of each block; by default the model decides.
+      condition: ints [b, config.given], the codes of given frames (frame prediction).
       indices: ints [b], each sample's number in the whole set (default 0 .. b - 1). The same rng,
         index and class give the same sample in whatever batch it is drawn.
 
@@ -265,10 +296,22 @@ def sample(
         if len(lengths) != len(classes):
             raise ValueError(f"{len(lengths)} rows of lengths do not fit {len(classes)} classes")
         lengths = jnp.asarray(lengths)
+    check_condition(condition, config)
+    if condition is not None:
+        condition = _check_codes(condition, len(classes), config.codebook_size)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.asarray(indices, jnp.uint32))
     classes, capacities = jnp.asarray(classes, jnp.int32), growing(config.grammar.longest)
-    ids = sample_ids(model, params, classes, keys, how, lengths, capacities)
+    ids = sample_ids(model, params, classes, keys, how, lengths, capacities, condition)
     return read_sequences(ids, config.grammar)
+
+
+def _check_codes(codes, count: int, size: int) -> Int[Array, "b c"]:
+    codes = np.asarray(codes)
+    if len(codes) != count:
+        raise ValueError(f"{len(codes)} rows of given tokens do not fit {count} classes")
+    if not np.issubdtype(codes.dtype, np.integer) or (codes < 0).any() or (codes >= size).any():
+        raise ValueError(f"given tokens must be whole numbers from 0 to {size - 1}")
+    return jnp.asarray(codes, jnp.int32)
 
 
 def check_whole(name: str, values) -> np.ndarray:

@@ -7,7 +7,6 @@ arrays in the workdir, which the report reads.
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -17,10 +16,11 @@ from evatok_jax import workdir as workdirs
 from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
-from evatok_jax.bench import Bench, Routed, looked_up, protocol, uniform
+from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, uniform
 from evatok_jax.data.pipeline import Clips, eval_clips
 from evatok_jax.data.tables import read_table
 from evatok_jax.evaluators.generation import (
+    generation_features,
     generation_scores,
     unigram_entropy,
     unigram_loss,
@@ -28,7 +28,6 @@ from evatok_jax.evaluators.generation import (
 from evatok_jax.evaluators.reconstruction import at_budget, codebook_report
 from evatok_jax.models.sequence import PADDING, to_sequence
 from evatok_jax.names import nearest
-from evatok_jax.pretrained.i3d import load_i3d
 from evatok_jax.storage.export import load_export
 
 
@@ -217,18 +216,32 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     """Samples by class, their gFVD, and the loss on held-out tokens beside the unigram entropy."""
     generator = Generator(load_export(config.generator), config.batch_size)
     g, grammar = generator.tokenizer.geometry, generator.config.grammar
+    i3d = fvd_network(config, g.frames)
     # As LARP has it: real clips are drawn, their classes condition the samples.
     clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
-    real = next(eval_clips(clips, len(windows), windows))
-    classes = real["label"] if generator.config.num_classes > 1 else np.zeros(len(windows), int)
-    tokens = generator.sample_tokens(classes, config.seed, config.guidance)
-    video = generator.tokenizer.decode(tokens)
-    result = {"samples": len(video), "tokens": float(tokens.lengths.sum(axis=1).mean())}
-    result["tokens_per_block"] = tokens.lengths.mean(axis=0).tolist()
-    if config.fvd:
-        i3d = jax.device_put(load_i3d())
-        result |= generation_scores(video, real["video"], i3d, config.resamples)
+    first, found = generator.config.condition_frames, []
+    for batch in eval_clips(clips, min(config.batch_size, len(windows)), windows):
+        real, count = batch["video"], config.batch_size * len(found)
+        classes = generator.known(batch["label"])
+        tokens = generator.sample_tokens(
+            classes, config.seed, config.guidance, real[:, :first] if first else None, start=count
+        )
+        video = generator.tokenizer.decode(tokens)
+        columns = {"label": classes, "lengths": tokens.lengths}
+        if count < config.shown:
+            columns["video"] = video
+        if i3d is not None:
+            columns["fake"] = generation_features(i3d, video, config.fvd_side)
+            columns["real"] = generation_features(i3d, real, config.fvd_side)
+        found.append({name: column[batch["mask"]] for name, column in columns.items()})
+    names = ["label", "lengths"] + (["fake", "real"] if i3d is not None else [])
+    drawn = {name: np.concatenate([part[name] for part in found]) for name in names}
+    lengths = drawn["lengths"]
+    result = {"samples": len(lengths), "tokens": float(lengths.sum(axis=1).mean())}
+    result["tokens_per_block"] = lengths.mean(axis=0).tolist()
+    if i3d is not None:
+        result |= generation_scores(drawn["fake"], drawn["real"], config.resamples)
     seen = None
     for split, path in (("train", config.tokens_train), ("test", config.tokens_test)):
         ids, loss = _token_loss(generator, grammar, read_table(path), config.batch_size)
@@ -249,9 +262,9 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     shown = slice(0, config.shown)
     write_arrays(
         workdir / "samples.npz",
-        video=video[shown],
-        label=classes[shown],
-        lengths=tokens.lengths[shown],
+        video=np.concatenate([part["video"] for part in found if "video" in part])[shown],
+        label=drawn["label"][shown],
+        lengths=lengths[shown],
     )
 
 
@@ -267,8 +280,9 @@ def _token_loss(generator: Generator, grammar, table, batch_size: int) -> tuple:
         own = np.minimum(rows, clips - 1)
         # Rows that fill the last batch are all padding: they count nothing.
         real = np.where((rows < clips)[:, None], kind[own], PADDING)
-        label = jnp.asarray(table["label"][own], jnp.int32)
-        loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real))
+        label = jnp.asarray(generator.known(table["label"][own]), jnp.int32)
+        given = jnp.asarray(table["condition"][own], jnp.int32) if "condition" in table else None
+        loss, _ = generator.token_loss(label, jnp.asarray(ids[own]), jnp.asarray(real), given)
         total += float(loss) * (real != PADDING).sum()
     tokens = ids[kind != PADDING]
     return tokens, total / len(tokens)

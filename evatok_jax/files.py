@@ -41,6 +41,8 @@ def encode_file(
     """
     tokenizer = tokenizer_of(model)
     g = tokenizer.geometry
+    if tokenizer.config.continuous:
+        raise ValueError("this model's tokens are vectors: an .evt file holds ids of a codebook")
     if level is None and tokenizer.router is None:
         raise ValueError(
             "this model has no router to decide the lengths: name one (--router=EXPORT), or give "
@@ -102,6 +104,18 @@ def _notes(source: SourceInfo) -> list[str]:
 
 def _listed(numbers) -> str:
     return ", ".join(map(str, numbers))
+
+
+def first_frames(model: Generator, source: str | Path) -> UInt8[np.ndarray, "f h w 3"]:
+    """As many first frames of a video as the model takes, cropped to its size.
+
+    Raises ValueError for a file that is no video, or a model that takes none.
+    """
+    count, g = model.config.condition_frames, model.tokenizer.geometry
+    if not count:
+        raise ValueError("this generator takes a class, no frames: it was not trained to predict")
+    clips, _ = clips_of(source, g.frames, g.height, g.width, "crop")
+    return next(iter(clips))[:count]
 
 
 def load_clips(path: str | Path, frames: int) -> UInt8[np.ndarray, "n t h w 3"]:

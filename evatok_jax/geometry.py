@@ -1,7 +1,8 @@
 """Geometries: how a clip is cut into blocks and patches, and how many tokens a block may have.
 
 A geometry fixes the clip, the patch and the token levels; widths and depths are another word
-(`models/sizes.py`). The names are those of the configs: `nano`, `mini64`, `paper128`.
+(`models/sizes.py`). The names are those of the configs: `nano`, `mini64`, `paper128`. An image is a
+clip of one frame and so of one block: `image256` (EVATok's supplement), `image32` for tests.
 """
 
 from dataclasses import dataclass
@@ -95,6 +96,9 @@ GEOMETRIES = {
     "nano": Geometry(16, 32, 32, (4, 8, 8), (4, 16, 32)),
     "mini64": Geometry(16, 64, 64, (4, 8, 8), (8, 16, 32, 64, 128)),
     "paper128": Geometry(16, 128, 128, (4, 8, 8), (32, 64, 128, 256, 512)),
+    # Levels between powers of two end inside a scale of the pyramid: they hold its top rows.
+    "image32": Geometry(1, 32, 32, (1, 8, 8), (4, 8, 12, 16, 32)),
+    "image256": Geometry(1, 256, 256, (1, 16, 16), (32, 64, 96, 128, 192, 256, 384, 512)),
 }
 
 

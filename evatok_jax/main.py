@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from evatok_jax.config import load_config, nearest, override
 
@@ -49,6 +50,14 @@ def connect() -> None:
     jax.distributed.initialize(num_processes=count, process_id=index)
 
 
+def start_job(config: ConfigDict, workdir: Path) -> None:
+    """Runs the job that a config names, to its end; ValueError for one that is not known."""
+    if config.job not in JOBS:
+        raise ValueError(f"unknown job {config.job!r}: {nearest(config.job, JOBS)}")
+    module, _, name = JOBS[config.job].partition(":")
+    getattr(importlib.import_module(module), name)(config, workdir)
+
+
 def run(argv) -> None:
     """Reads the config and runs its job; user errors end in one message and exit code 2."""
     del argv
@@ -58,10 +67,7 @@ def run(argv) -> None:
     try:
         config = load_config(CONFIG.value)
         override(config, SET.value)
-        if config.job not in JOBS:
-            raise ValueError(f"unknown job {config.job!r}: {nearest(config.job, JOBS)}")
-        module, _, name = JOBS[config.job].partition(":")
-        getattr(importlib.import_module(module), name)(config, Path(WORKDIR.value))
+        start_job(config, Path(WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError, ChildProcessError) as error:
         logging.debug("", exc_info=error)
         print(f"error: {error}", file=sys.stderr)

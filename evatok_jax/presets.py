@@ -6,6 +6,8 @@ from evatok_jax.geometry import geometry
 from evatok_jax.names import nearest
 from evatok_jax.optim import default_optim
 
+K600_LENGTHS = 512, 128  # tokens of the two blocks of given frames (EVATok sec. 4.1)
+ADVERSARIES = "transformer", "videomae"
 CACHE = 2**30  # a split that fits is decoded once and kept in memory
 
 
@@ -13,13 +15,17 @@ def run_section(steps: int, **changes) -> ConfigDict:
     """Run settings: what may change between two starts of the same workdir.
 
     Attributes of note: `resume` continues another workdir's whole state, `init_from` starts from
-    the parameters of an export (into the group `init_group`, the first by default). Data are read
-    by `workers` processes (0: in this one) of `threads` threads; any number gives the same bits.
+    the parameters of an export (into the group `init_group`, by default the one that both have).
+    Data are read by `workers` processes (0: in this one) of `threads` threads; any number gives the
+    same bits.
     """
+    # Multiples of 5 from 5 on: a discriminator that learns in every fifth step is in the log.
+    log_every = max(1, min(100, steps // 100))
+    log_every -= log_every % 5 if log_every > 5 else 0
     return ConfigDict(
         dict(
             steps=steps,
-            log_every=max(1, min(100, steps // 100)),
+            log_every=log_every,
             checkpoint_every=max(1, min(5000, steps // 4)),
             checkpoint_minutes=10.0,
             keep=2,
@@ -46,6 +52,10 @@ def tokenizer_config(args) -> ConfigDict:
     """
     g = geometry(args.geometry)
     little = small(args.size)
+    # A run of minutes gains more from it at such weights, in PSNR and in LPIPS. And what small
+    # models make is so easily told apart that an adversary spoils it at the paper's weight
+    # (docs/recipe.md).
+    perceptual = {"tiny": 0.02, "mini": 0.05}.get(args.size, 1.0)
     return ConfigDict(
         dict(
             job="train",
@@ -58,6 +68,10 @@ def tokenizer_config(args) -> ConfigDict:
             model=dict(
                 geometry=args.geometry,
                 size=args.size,
+                stem="linear",  # or cnn: the hybrid of the image variant
+                quantizer="vq",  # svq, fsq, lfq, kl
+                quantizer_levels=(),  # of fsq
+                sampling=0.03,  # temperature of svq
                 codebook_size={"tiny": 256, "mini": 1024}.get(args.size, 16384),
                 code_dim=8,
                 qk_norm=little,  # at their learning rates logits grew to 80, and gradients burst
@@ -67,21 +81,50 @@ def tokenizer_config(args) -> ConfigDict:
                 remat=not little,
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
-            codebook_start="data" if little else "uniform",
+            codebook=dict(
+                start="data" if little else "uniform",  # or kmeans
+                window=65_536,  # tokens
+                revive_every=0,  # steps; 0 is never
+                revive_below=0.1,  # uses in a window
+            ),
+            adversary=dict(
+                kind="none",  # transformer (LARP's), videomae (the headline models), none
+                weight=0.06 * perceptual if little else 0.3,
+                own_weight=1.0,  # of the discriminator's own loss
+                start=0 if little else 20_000,
+                every=5,
+                size=args.size if little else "LARP",
+                patch_logits=False,
+                teacher="videomae_b",
+                virtual_batch=8,
+                lecam=0.001,
+                lecam_decay=0.999,
+                dtype="float32" if little else "bfloat16",
+                remat=not little,
+            ),
+            alignment=dict(
+                weight=0.0,  # the paper's: 0.7
+                teacher="vjepa2_l",
+                layer=3,
+                side="decoder",
+                hidden=3072,
+                dtype="float32" if little else "bfloat16",
+            ),
             lengths=dict(
                 rule="fixed",
                 fixed=(g.levels[len(g.levels) // 2],) * g.blocks,
-                router="",
+                router="",  # an export; without one only abstract builds, of `router_size`
+                router_size="tiny" if little else "S",
                 strata=1,
                 multiple=g.max_length // 8,
             ),
             loss=dict(
                 l1=1.0,
-                # A run of minutes gains more from it at such weights, in PSNR and in LPIPS.
-                lpips={"tiny": 0.02, "mini": 0.05}.get(args.size, 1.0),
+                lpips=perceptual,
                 codebook=1.0,
                 commitment=0.25,
                 entropy=0.02,
+                kl=1e-6,
                 lpips_net="vgg",
                 lpips_frames=1 if little else 0,  # random frames of a clip; 0 is all
                 lpips_clips=max(args.batch // 4, 1) if little else 0,  # clips of a batch; 0 is all
@@ -99,6 +142,49 @@ def tokenizer_config(args) -> ConfigDict:
     )
 
 
+def add_recipe(config: ConfigDict, adversary: str, alignment: bool) -> None:
+    """The rest of the paper's recipe, as far as it is asked for; adversary "none" adds none."""
+    if adversary != "none":
+        add_adversary(config, adversary)
+    if alignment:
+        add_alignment(config)
+
+
+def add_adversary(config: ConfigDict, kind: str) -> None:
+    """Lets a tokenizer learn against a discriminator, "transformer" (LARP's) or "videomae".
+
+    The paper gives no settings: rates, betas and decay are those of LARP and of V-RAE's port.
+    Raises ValueError for another kind.
+    """
+    if kind not in ADVERSARIES:
+        raise ValueError(f"unknown adversary {kind!r}: {nearest(kind, ADVERSARIES)}")
+    config.adversary.kind = kind
+    config.adversary.own_weight = 0.3 if kind == "videomae" else 1.0
+    little = config.model.position_init == "sincos"
+    config.optim.discriminator = default_optim(
+        lr={"transformer": 3e-5, "videomae": 2e-5}[kind] * (2 if little else 1),
+        schedule="constant" if kind == "videomae" else "cosine",
+        end_lr=3e-7,
+        betas=(0.9, 0.95) if kind == "videomae" else (0.5, 0.9),
+        warmup=20 if little else 1000,
+        weight_decay=1e-4 if kind == "videomae" else 0.0,
+        clip=1.0 if little else 10.0,
+        ema=0.0,
+    )
+    if little:
+        config.adversary.teacher = "videomae_tiny"
+
+
+def add_alignment(config: ConfigDict, teacher: str = "vjepa2_l") -> None:
+    """Aligns a tokenizer's decoder with a frozen ViT (EVATok Eq. 1, weight 0.7)."""
+    config.alignment.update(dict(weight=0.7, teacher=teacher))
+    config.optim.alignment = config.optim.tokenizer.copy_and_resolve_references()
+    config.optim.alignment.ema = 0.0
+    if config.model.position_init == "sincos":
+        tiny = f"{teacher.split('_')[0]}_tiny"
+        config.alignment.update(dict(teacher=tiny, layer=1, hidden=64))
+
+
 def curation_config(args, kind: str) -> ConfigDict:
     """A map over windows: "scores" or "tokens" (see `evatok_jax.curate`)."""
     return ConfigDict(
@@ -114,6 +200,17 @@ def curation_config(args, kind: str) -> ConfigDict:
             shard_size=16,
         )
     )
+
+
+def tokens_config(args) -> ConfigDict:
+    """The table on which a generator trains; for frame prediction with `first` frames given."""
+    config = curation_config(args, "tokens")
+    config.name = f"tokens-{args.split}"
+    config.fixed = (0,)  # or the lengths of every clip's blocks
+    config.condition = dict(frames=args.first, lengths=K600_LENGTHS if args.first else ())
+    config.data.flip = args.flip
+    config.shard_size = 256
+    return config
 
 
 def router_config(args) -> ConfigDict:
@@ -150,7 +247,10 @@ def router_config(args) -> ConfigDict:
 
 
 def generator_config(args) -> ConfigDict:
-    """The generator's job, on a table of tokens."""
+    """The generator's job, on a table of tokens; with `first` frames of each clip given.
+
+    Then nothing is guided, so no class is dropped.
+    """
     little = small(args.size)
     return ConfigDict(
         dict(
@@ -161,11 +261,16 @@ def generator_config(args) -> ConfigDict:
             batch_size=args.batch,
             accumulate=1,
             tokenizer=args.tokenizer,
+            # Abstract builds without a tokenizer take the paper's; a run takes its tokenizer's.
+            grammar=dict(geometry="nano" if little else "paper128", codebook_size=8192),
             data=dict(tokens=args.tokens),
             length_multiple=128,
             model=dict(
                 size=args.size,
                 num_classes=args.classes,
+                class_dropout=0.0 if args.first else 0.1,
+                condition=K600_LENGTHS if args.first else (),
+                condition_frames=args.first,
                 dtype="float32" if little else "bfloat16",
                 remat=not little,
             ),
@@ -182,163 +287,3 @@ def generator_config(args) -> ConfigDict:
             run=run_section(args.steps),
         )
     )
-
-
-SCALES = {
-    # For tests: everything is there, nothing is learnt.
-    "test": dict(
-        geometry="nano",
-        tokenizer="tiny",
-        router="tiny",
-        generator="tiny",
-        batch=4,
-        strata=1,
-        sizes=1,
-        proxy_steps=3,
-        final_steps=2,
-        router_steps=2,
-        generator_steps=2,
-        router_batch=4,
-        generator_batch=4,
-        w_q=(1.2,),
-        score_windows=(3, 2),
-        score_vgg=True,
-        level=16,
-        samples=2,
-        final_windows=0,
-    ),
-    # A quarter of an hour on two cores; docs/quickstart.md has the table.
-    "quick": dict(
-        geometry="nano",
-        tokenizer="tiny",
-        router="tiny",
-        generator="tiny",
-        batch=8,
-        strata=3,
-        sizes=2,
-        proxy_steps=600,
-        final_steps=300,
-        router_steps=100,
-        generator_steps=80,
-        router_batch=16,
-        generator_batch=16,
-        w_q=(1.6,),
-        score_windows=(0, 0),
-        score_vgg=False,
-        level=16,
-        samples=8,
-        final_windows=0,
-    ),
-    "mini64": dict(
-        geometry="mini64",
-        tokenizer="mini",
-        router="tiny",
-        generator="mini",
-        batch=4,
-        strata=5,
-        sizes=8,
-        proxy_steps=3600,
-        final_steps=500,
-        router_steps=300,
-        generator_steps=400,
-        router_batch=16,
-        generator_batch=8,
-        w_q=(0.8, 1.2, 1.6, 2.0),
-        score_windows=(288, 64),
-        score_vgg=True,
-        level=32,
-        samples=128,
-        final_windows=120,
-    ),
-}
-
-
-CLASSES = {"samples": 1, "ucf_mini": 11, "ucf101": 101}
-
-
-def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> list[dict]:
-    """The jobs in order: {"name", "config", "set"}; {workdir} stands for the pipeline's folder.
-
-    Raises ValueError for an unknown scale, or where the classes of a source are not known.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
-    classes = classes or CLASSES.get(source, 0)
-    if not classes:
-        raise ValueError(f"give classes=N: how many folders of source={source!r} are classes")
-    s = ConfigDict(SCALES[scale])
-    data = "{workdir}/data/clips"
-    proxy, final = "{workdir}/proxy/export", "{workdir}/final/export"
-    common = f"data={data},geometry={s.geometry}"
-    train = f"{common},size={s.tokenizer},batch={s.batch},lr=1.5e-3"
-    routers = [f"router-{w_q}" for w_q in s.w_q]
-    # The paper's weights decide the final tokenizer's lengths, or the only ones that there are.
-    chosen = 1.2 if 1.2 in s.w_q else s.w_q[0]
-    jobs = []
-
-    def job(name: str, config: str, **settings):
-        jobs.append({"name": name, "config": f"configs/{config}", "set": settings})
-
-    job("data", f"data.py:source={source},videos={videos}")
-    # Every static size is a compilation, of 20 seconds on two cores.
-    sizes = {"lengths.multiple": geometry(s.geometry).max_length // s.sizes}
-    job("proxy", f"proxy.py:{train},strata={s.strata},steps={s.proxy_steps}", **sizes)
-    searches = [
-        (split, "alex", n) for split, n in zip(("train", "test"), s.score_windows, strict=True)
-    ]
-    if s.score_vgg:  # what the search finds when it looks for what the page shows
-        searches.append(("test", "vgg", s.score_windows[1]))
-    for split, net, windows in searches:
-        job(
-            f"scores-{split}" + "-vgg" * (net == "vgg"),
-            f"scores.py:data={data},split={split},tokenizer={proxy},windows={windows},net={net}",
-        )
-    for w_q, name in zip(s.w_q, routers, strict=True):
-        job(
-            name,
-            f"router.py:{common},scores={{workdir}}/scores-train/table,w_q={w_q},size={s.router},"
-            f"batch={s.router_batch},steps={s.router_steps},lr=5e-4,temperature=0.25",
-        )
-    router = f"{{workdir}}/router-{chosen}/export"
-    # From the proxy, not from scratch as in the paper: minutes must do.
-    start = f"{train},steps={s.final_steps},init_from={proxy}"
-    job("final", f"final.py:{start},router={router}", **sizes)
-    job("uniform", f"final.py:{start},level={s.level}", **sizes)
-    for split in ("train", "test"):
-        flip = "true" if split == "train" else "false"
-        job(f"tokens-{split}", f"tokens.py:data={data},split={split},tokenizer={final},flip={flip}")
-    job(
-        "generator",
-        f"generator.py:tokenizer={final},tokens={{workdir}}/tokens-train/table,classes={classes},"
-        f"size={s.generator},batch={s.generator_batch},steps={s.generator_steps},lr=1e-3",
-    )
-    job(
-        "evaluate-curves",
-        f"evaluate.py:task=curves,data={data}",
-        tokenizer=proxy,
-        w_q=s.w_q,
-        routers=tuple(f"{{workdir}}/{name}/export" for name in routers),
-        scores_train="{workdir}/scores-train/table",
-        scores_test="{workdir}/scores-test/table",
-        scores_vgg="{workdir}/scores-test-vgg/table" if s.score_vgg else "",
-    )
-    job(
-        "evaluate-final",
-        f"evaluate.py:task=final,data={data},windows={s.final_windows}",
-        tokenizer=final,
-        names=("final, routed", "uniform twin"),
-        exports=(final, "{workdir}/uniform/export"),
-        fixed=(0, s.level),
-        router=router,
-        tokens_train="{workdir}/tokens-train/table",
-    )
-    job(
-        "evaluate-generation",
-        f"evaluate.py:task=generation,data={data},split=train",
-        generator="{workdir}/generator/export",
-        tokens_train="{workdir}/tokens-train/table",
-        tokens_test="{workdir}/tokens-test/table",
-        samples=s.samples,
-        fvd=classes > 1,  # file names are no classes worth a gFVD
-    )
-    return jobs

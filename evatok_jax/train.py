@@ -86,7 +86,10 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
             grads, new, metrics = gradients(params, carry, frozen, *one, step)
             return new, (grads, metrics)
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        def split(x):  # every k-th row, so that each part lies on all devices as the batch does
+            return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+        parts = jax.tree.map(split, batch)
         rngs = jnp.broadcast_to(rng, (accumulate, *rng.shape))
         state, (grads, metrics) = jax.lax.scan(micro, state, (parts, rngs))
         grads, metrics = jax.tree.map(lambda x: x.mean(axis=0), (grads, metrics))
@@ -128,8 +131,13 @@ class Steps:
         self._compiled = {}
 
     def __call__(self, step: int, static):
-        periods = self._stage.periods
-        groups = tuple(g for g, every in periods.items() if step % every == 0)
+        """The step number `step`, counted from 1; a group of period k learns in every k-th."""
+        stage = self._stage
+        groups = tuple(
+            g
+            for g, every in stage.periods.items()
+            if step % every == 0 and step > stage.starts.get(g, 0)
+        )
         key = (groups, static)
         if key not in self._compiled:
             fn = make_step(self._stage, self._optimizers, groups, static, self._accumulate)
@@ -158,7 +166,8 @@ def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) 
     state = fresh()
     if run.init_from:
         export = load_export(run.init_from)
-        group = run.init_group or next(iter(state.params))
+        shared = [group for group in state.params if group in export.params]
+        group = run.init_group or next(iter(shared), next(iter(state.params)))
         if group not in state.params:
             raise ValueError(f"run.init_group={group!r}: {nearest(group, state.params)}")
         mismatch = compare_trees(state.params[group], export.params.get(group, {}))
@@ -180,7 +189,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """Runs the stage that the config names until `run.steps`, or until a signal asks to stop."""
     run, began = config.run, time.time()
     stage = load_stage(config)
-    workdirs.claim(workdir, config, stage.inputs)
+    workdirs.claim(workdir, config, stage.inputs())
     done = workdirs.finished(workdir)
     if done and done["step"] >= run.steps:
         logging.info("%s is finished", workdir)
@@ -214,6 +223,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         interrupt = Interrupt()
         batches = stage.batches(step * config.batch_size)
         pending = None  # metrics of the step before: fetched late, so that logging never waits
+        newest = {}  # of each metric, those of groups that rest at present included
         last_save = time.time()
         bar = tqdm(total=run.steps, initial=step, unit="step", dynamic_ncols=True, desc=config.name)
         upcoming = complete(next(batches), step)
@@ -223,7 +233,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
             # Queued before the step, so that its sizes are known while the step still runs.
             upcoming = complete(next(batches), step) if step < run.steps else None
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = steps(step - 1, key)(state, frozen, batch, rng)
+                state, metrics = steps(step, key)(state, frozen, batch, rng)
+            newest |= metrics
             report(pending, writer, bar, config, began)
             pending = (step, metrics) if step % run.log_every == 0 or step == run.steps else None
             bar.update()
@@ -237,7 +248,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
             ):
                 report(pending, writer, bar, config, began)
                 pending = None
-                guard(metrics, step)
+                guard(newest, step)
                 checkpoints.save(step, state)
                 last_save = time.time()
             if stopping:

@@ -12,4 +12,5 @@ export EVATOK_FETCHED=1  # nothing is skipped for want of assets
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check .
 ruff format --check .
-python -m pytest "${select[@]}" "$@"
+# Compilation is most of the work and takes one core: each file's tests go to one of some processes.
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "${select[@]}" "$@"

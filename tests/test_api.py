@@ -11,6 +11,7 @@ from videos import encode
 
 import evatok_jax
 from evatok_jax import cli
+from evatok_jax.files import encode_file
 from evatok_jax.geometry import geometry
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
 from evatok_jax.storage.export import load_export, save_export
@@ -62,6 +63,30 @@ def test_round_trip_under_given_lengths(tokenizer, clips):
     alone = tokenizer.encode(clips[1:2], lengths[1:2])
     same = alone.codes[0] == tokens.codes[1, : alone.codes.shape[1]]
     assert same.mean() > 0.95  # ids near a tie may flip with the shape of the batch
+
+
+def test_given_frames_are_coded_as_in_their_clip(tokenizer, clips):
+    """Whatever follows them; a last frame fills up its block."""
+    lengths = np.array([[32, 16, 4, 16]] * 3)
+    want = tokenizer.encode(clips, lengths).codes[:, :48]
+    np.testing.assert_array_equal(tokenizer.condition(clips[:, :8], (32, 16)), want)
+    still = clips.copy()
+    still[:, 5:8] = clips[:, 4:5]
+    want = tokenizer.encode(still, lengths).codes[:, :48]
+    np.testing.assert_array_equal(tokenizer.condition(clips[:, :5], (32, 16)), want)
+    with pytest.raises(ValueError, match="do not fit 1 of 4 blocks of 4"):
+        tokenizer.condition(clips[:, :5], (32,))
+
+
+def test_first_lengths_bind_the_router(tokenizer, clips):
+    router = tokenizer.router
+    lengths = router.route(clips, first=(32, 4))
+    assert (lengths[:, :2] == [32, 4]).all()
+    own = (router.assignments[:, :2] == [32, 4]).all(axis=1)
+    best = router.scores(clips)[:, own].argmax(axis=1)
+    np.testing.assert_array_equal(lengths, router.assignments[own][best])
+    with pytest.raises(ValueError, match=r"no assignment has budget=20 and first=\(32,\)"):
+        router.route(clips, budget=20, first=(32,))
 
 
 def test_budget_bounds_the_router(tokenizer, clips):
@@ -216,11 +241,11 @@ def test_a_failed_download_is_one_line(capsys, monkeypatch):
     assert error == "evatok assets: pip could not download x (exit 1); it said: ERROR: c. Check.\n"
 
 
-def test_info_of_a_generator_needs_its_tokenizer(export, capsys):
-    """It says so; with it, levels and assignments are those of the tokenizer."""
-    with pytest.raises(SystemExit):
-        cli.main(["info", "--config=configs/generator.py"])
-    assert "tokenizer=EXPORT" in capsys.readouterr().err
+def test_info_of_a_generator_is_of_its_tokenizers_grammar(export, capsys):
+    """Without a tokenizer it is of the paper's."""
+    cli.main(["info", "--config=configs/generator.py"])
+    info = json.loads(capsys.readouterr().out)
+    assert info["assignments"] == 625 and 99.1e6 < info["parameters"]["generator"] < 99.3e6
     cli.main(["info", f"--config=configs/generator.py:tokenizer={export},size=tiny,classes=2"])
     info = json.loads(capsys.readouterr().out)
     assert info["levels"] == list(G.levels) and info["assignments"] == 81
@@ -233,3 +258,24 @@ def test_info_of_a_config(capsys):
     info = json.loads(capsys.readouterr().out)
     assert info["levels"] == [32, 64, 128, 256, 512] and info["assignments"] == 625
     assert info["parameters"]["tokenizer"] == sum(info["parts"]["tokenizer"].values())
+
+
+def test_continuous_latents_go_there_and_back(clips, tmp_path):
+    """A KL bottleneck's tokens are vectors; what needs ids says so."""
+    description = {"geometry": describe_geometry("nano"), "size": "tiny", "quantizer": "kl"}
+    model = build_tokenizer(description)
+    lengths = np.array([[16, 4, 4, 4]] * 3)
+    params = jax.jit(model.init, static_argnums=3)(
+        jax.random.key(0), jnp.zeros((1, *G.clip_shape)), jnp.full((1, 4), 4), 16
+    )["params"]
+    save_export(tmp_path / "kl", "tokenizer", {"tokenizer": description}, {"tokenizer": params})
+    tokenizer = evatok_jax.load(tmp_path / "kl")
+    tokens = tokenizer.encode(clips, lengths)
+    assert tokens.codes.shape == (3, 28, 8) and tokens.codes.dtype == np.float32
+    assert tokenizer.decode(tokens).shape == clips.shape
+    with pytest.raises(ValueError, match=r"codes must be \[3 clips, tokens, 8\]"):
+        tokenizer.decode(Tokens(np.zeros((3, 28), np.int32), tokens.slot, lengths))
+    with pytest.raises(ValueError, match="latents must be finite"):
+        tokenizer.decode(Tokens(tokens.codes + np.nan, tokens.slot, lengths))
+    with pytest.raises(ValueError, match=r"an \.evt file holds ids"):
+        encode_file(tokenizer, tmp_path / "any.mp4", tmp_path / "any.evt", level=4)

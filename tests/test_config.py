@@ -8,6 +8,8 @@ from evatok_jax.config import differences, load_config, override, parse_argument
 from evatok_jax.describe import describe_config
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem[0] != "_")
+TRAINED = [name for name in NAMES if load_config(f"configs/{name}.py").job == "train"]
 
 
 def test_unknown_argument_names_the_nearest():
@@ -57,7 +59,7 @@ def test_differences_name_every_leaf():
     assert differences(old, new) == ["b.c: 2 -> 3", "b.d: (absent) -> 4"]
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem[0] != "_"))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_config_loads(name):
     """Every config file builds with its defaults, and says what to run in its docstring."""
     config = load_config(f"configs/{name}.py")
@@ -65,15 +67,24 @@ def test_every_config_loads(name):
     assert "python -m evatok_jax.main" in (CONFIGS / f"{name}.py").read_text() or name == "evaluate"
 
 
-@pytest.mark.parametrize(
-    ("spec", "group", "low", "high"),
-    [
-        ("proxy", "tokenizer", 143.8e6, 144.8e6),
-        ("router", "router", 19.5e6, 20.3e6),
-    ],
-)
-def test_full_size_builds_without_weights(spec, group, low, high):
+# Parameters in millions, by the paper or by the arithmetic of its ancestors' shapes.
+SIZES = {"tokenizer": 144.3, "router": 20.2, "GPT-B": 99.2, "GPT-L": 327.3, "GPT-L-plus": 633.3}
+FROZEN = {"lpips": 14.7, "videomae": 87.4, "vjepa2": 303.9, "dinov3": 85.7, "router": 20.2}
+# One block of images: fewer positions, GigaTok's CNN (its 232M count phi's 14.2M too), 8 levels.
+IMAGES = {"tokenizer": 218.6, "router": 19.4, "GPT-B": 111.3}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_full_size_builds_without_weights(name):
     """The paper's sizes, from the default arguments, with no file at hand."""
-    info = describe_config(load_config(f"configs/{spec}.py"))
-    assert low < info["parameters"][group] < high
-    assert info["assignments"] == 625 and info["longest"] == 2048
+    config = load_config(f"configs/{name}.py")
+    info = describe_config(config)
+    images = "imagenet" in name
+    assert (info["assignments"], info["longest"]) == ((8, 512) if images else (625, 2048))
+    (group,) = info["parameters"].keys() & {"tokenizer", "router", "generator"}
+    wanted = (IMAGES if images else SIZES)[config.model.size if group == "generator" else group]
+    # UCF + K600 has half the codebook, frame prediction has positions for the given frames.
+    assert info["parameters"][group] / 1e6 == pytest.approx(wanted, rel=5e-3)
+    for network, count in info["frozen"].items():
+        own = IMAGES if images and network == "router" else FROZEN
+        assert count / 1e6 == pytest.approx(own[network], rel=5e-3)

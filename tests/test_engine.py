@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from evatok_jax import engine
+from evatok_jax.models import sequence
 from evatok_jax.models.generator import Generator, GeneratorConfig
 
 CONFIG = GeneratorConfig(64, (8, 16, 32), 4, 5, width=32, layers=2, heads=2, ffn_multiple=32)
@@ -16,10 +17,10 @@ SHORT = replace(CONFIG, codebook_size=11, levels=(1, 2, 5), blocks=2, layers=1)
 CLASSES = np.arange(6) % 5
 
 
-def randomised(config):
+def randomised(config, given=None):
     ids = jnp.zeros((1, 2), jnp.int32)
-    init = Generator(config).init
-    tree = jax.eval_shape(init, jax.random.key(0), jnp.zeros(1, jnp.int32), ids)["params"]
+    init, label = Generator(config).init, jnp.zeros(1, jnp.int32)
+    tree = jax.eval_shape(init, jax.random.key(0), label, ids, None, given)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), tree)
 
@@ -104,6 +105,36 @@ def test_greedy_samples_equal_recomputing_every_step(params, guidance_on_lengths
                     length -= 1
         codes = [i for i in written if i < SHORT.codebook_size]
         np.testing.assert_array_equal(tokens.codes[b, : len(codes)], codes)
+
+
+def test_frame_prediction_equals_recomputing_every_step():
+    """Greedy and guided, after given tokens that the caches take in at once."""
+    config = replace(SHORT, condition=(5, 2), condition_frames=3)
+    rng = np.random.default_rng(2)
+    given = jnp.asarray(rng.integers(0, 11, (2, 7)), jnp.int32)
+    model, params = Generator(config), randomised(config, given[:1])
+    how = {"guidance": 1.5, "temperature": 0, "condition": given}
+    tokens = draw(params, [0, 3], config=config, **how)
+    ids, _ = sequence.to_sequence(
+        tokens.codes, tokens.lengths, config.grammar, config.grammar.longest
+    )
+    full = jax.jit(model.apply)
+    cond, uncond = (
+        full({"params": params}, jnp.asarray(labels), ids, None, given)
+        for labels in ([0, 3], [5, 5])
+    )
+    logits = uncond + 1.5 * (cond - uncond)
+    for b, row in enumerate(np.asarray(ids)):
+        at = 0
+        for length in np.asarray(tokens.lengths)[b]:
+            visual = slice(at + 1, at + 1 + length)
+            assert row[at] == 11 + np.argmax(logits[b, at, 11:])
+            np.testing.assert_array_equal(row[visual], np.argmax(logits[b, visual, :11], axis=-1))
+            at += 1 + length
+    with pytest.raises(ValueError, match="0 given tokens: this generator is for 7"):
+        draw(params, [0, 3], config=config)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 10"):
+        draw(params, [0, 3], config=config, condition=given + 11)
 
 
 def test_a_sample_depends_on_its_index_not_on_its_place_or_mates(params):

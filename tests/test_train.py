@@ -19,6 +19,7 @@ from toy_stage import ToyStage, toy_config
 
 from evatok_jax import train as training
 from evatok_jax.checkpoint import Checkpoints, compare_trees
+from evatok_jax.presets import run_section
 from evatok_jax.storage.export import load_export
 from evatok_jax.writers import read_metrics
 
@@ -239,6 +240,31 @@ def test_resume_takes_no_position_in_other_data(undisturbed, tmp_path):
     config.batch_size = 16
     with pytest.raises(ValueError, match="batch_size: 8 -> 16"):
         training.train(config, tmp_path)
+
+
+def test_several_devices_change_nothing():
+    """In a process of its own: see `on_devices.py`."""
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(tests / "on_devices.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_group_that_rests_is_logged_and_guarded(tmp_path):
+    """The critic learns in every second step, which the fourth is; a NaN of it is not saved."""
+    training.train(toy_config(log_every=4), tmp_path / "sound")
+    rows = read_metrics(tmp_path / "sound")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert all("loss/critic" in row and "grad_norm/critic" in row for row in rows)
+    with pytest.raises(FloatingPointError, match=r"step 3: .*loss/critic"):
+        training.train(toy_config(log_every=4, critic_weight=float("nan")), tmp_path / "ill")
+    assert Checkpoints(tmp_path / "ill").latest is None
+
+
+@pytest.mark.parametrize("steps", [700, 4321, 400_000])
+def test_logged_steps_are_those_of_a_discriminator(steps):
+    assert run_section(steps).log_every % 5 == 0
 
 
 def test_two_processes_are_as_one(undisturbed, tmp_path):

@@ -22,8 +22,13 @@ class Normalizer:
 
     @classmethod
     def of(cls, lpips: Float[np.ndarray, "n a"], assignments: Int[np.ndarray, "a t"]):
-        """Statistics of a table of scores; assignments are taken to be equally likely."""
+        """Statistics of a table of scores; assignments are taken to be equally likely.
+
+        Raises ValueError where all are equally long: there is nothing to choose.
+        """
         total = assignments.sum(axis=1)
+        if (total == total[0]).all():
+            raise ValueError(f"every assignment has {total[0]} tokens: rewards need two lengths")
         return cls(float(lpips.mean()), float(lpips.std()), float(total.mean()), float(total.std()))
 
 

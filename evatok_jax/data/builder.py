@@ -22,7 +22,6 @@ from evatok_jax.data.sources import SOURCES, Source, VideoFile, source
 from evatok_jax.workdir import write_json
 
 MAX_BAD = 0.05
-MIN_FRAMES = 16
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,21 @@ def build(
     out: str | Path,
     shards: int = 1,
     max_bad: float = MAX_BAD,
-    min_frames: int = MIN_FRAMES,
+    min_frames: int | None = None,
     workers: int | None = None,
 ) -> dict:
     """Builds the data set of a source in the folder `out` and returns its manifest.
 
     A folder that was built from the same files in the same way is left as it is. A video that is
-    absent, empty, cut off, damaged, without pictures or shorter than `min_frames` frames is left
-    out, counted and listed with the reason in the manifest and in skipped.json. `shards` is for
-    each split; `workers` threads decode (default: one a core).
+    absent, empty, cut off, damaged, without pictures or shorter than `min_frames` frames (default:
+    what the source says) is left out, counted and listed with the reason in the manifest and in
+    skipped.json. `shards` is for each split; `workers` threads decode (default: one a core).
 
     Raises ValueError where more than the share `max_bad` of the videos is bad (their list is then
     in OUT.skipped.json), no video is left, or `out` holds anything else.
     """
     out = Path(out)
+    min_frames = videos.min_frames if min_frames is None else min_frames
     if shards < 1 or not 0 <= max_bad <= 1:
         raise ValueError(f"shards {shards}, max_bad {max_bad}: expected 1 or more, and 0 to 1")
     if not videos.videos:
@@ -131,7 +131,7 @@ def build_main(
     directory: str | Path | None = None,
     shards: int = 1,
     max_bad: float = MAX_BAD,
-    min_frames: int = MIN_FRAMES,
+    min_frames: int | None = None,
     workers: int | None = None,
     fold: int = 1,
 ) -> dict:
@@ -160,7 +160,9 @@ def add_build_arguments(parser) -> None:
     parser.add_argument(
         "--max-bad", type=float, default=MAX_BAD, help="share of bad videos allowed"
     )
-    parser.add_argument("--min-frames", type=int, default=MIN_FRAMES, help="shorter ones are bad")
+    parser.add_argument(
+        "--min-frames", type=int, help="shorter ones are bad (default: 16; 1 for images)"
+    )
     parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
     parser.add_argument("--fold", type=int, default=1, choices=(1, 2, 3), help="lists of ucf101")
 

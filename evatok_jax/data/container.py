@@ -74,12 +74,30 @@ class Turns(NamedTuple):
         return picture[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
 
 
+# By degrees counterclockwise.
+_ROTATED = {
+    0: Turns(),
+    90: Turns(True, upside_down=True),
+    -90: Turns(True, mirrored=True),
+    180: Turns(False, True, True),
+    -180: Turns(False, True, True),
+}
+
+
 def turns(frame: av.VideoFrame) -> Turns:
     """How a frame is to be turned, by its rotation tag.
 
+    Of a picture with EXIF it is the rotation alone: PyAV has no name for that kind of data and then
+    gives none of the others, so a mirroring cannot be seen.
+
     Raises BadVideo on a display matrix that turns by less than a quarter.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError as error:
+        if frame.rotation not in _ROTATED:
+            raise BadVideo(f"a rotation by {frame.rotation} degrees is no quarter turn") from error
+        return _ROTATED[frame.rotation]
     if matrix is None:
         return Turns()
     # x' = a x + c y and y' = b x + d y, in 16.16 fixed point (ISO/IEC 14496-12, 8.3.2).

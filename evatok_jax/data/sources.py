@@ -1,13 +1,14 @@
 """Sources: which videos a data set is made of, before anything is decoded."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evatok_jax import assets
 from evatok_jax.names import nearest
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 UNLABELLED = ("unlabelled",)  # the class of a source without classes; one is no class worth a gFVD
 SPLIT_FOLDERS = ("train", "val", "test")
 
@@ -35,12 +36,16 @@ class VideoFile:
 
 @dataclass(frozen=True)
 class Source:
-    """A list of videos with the names of their classes, and a word on the split."""
+    """A list of videos with the names of their classes, and a word on the split.
+
+    `min_frames` is how short a video may be, unless a build says otherwise.
+    """
 
     name: str
     videos: tuple[VideoFile, ...]
     classes: tuple[str, ...]
     split_rule: str
+    min_frames: int = 16
 
 
 def folder(directory: Path) -> Source:
@@ -50,20 +55,30 @@ def folder(directory: Path) -> Source:
     laid out in that way. Otherwise every tenth video by name is test, or the last one of fewer than
     ten.
     """
+    return _folder(directory, "folder", "video", VIDEO_SUFFIXES)
+
+
+def images(directory: Path) -> Source:
+    """A folder of images, laid out as those of `folder` are: ImageNet's train/CLASS/NAME.JPEG.
+
+    An image is a video of one frame.
+    """
+    return replace(_folder(directory, "images", "image", IMAGE_SUFFIXES), min_frames=1)
+
+
+def _folder(directory: Path, name: str, what: str, suffixes: tuple[str, ...]) -> Source:
     found = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+        path for path in directory.rglob("*") if path.suffix.lower() in suffixes and path.is_file()
     )
     if not found:
-        raise FileNotFoundError(f"no video ({', '.join(VIDEO_SUFFIXES)}) under {directory}")
+        raise FileNotFoundError(f"no {what} ({', '.join(suffixes)}) under {directory}")
     names = [path.relative_to(directory).parts for path in found]
     given = all(len(parts) > 1 and parts[0] in SPLIT_FOLDERS for parts in names)
     inside = [parts[given:] for parts in names]
     classes = tuple(sorted({parts[0] for parts in inside if len(parts) > 1})) or UNLABELLED
     if classes != UNLABELLED and (lost := [parts for parts in inside if len(parts) == 1]):
         raise ValueError(
-            f"{directory} has videos in folders and {len(lost)} beside them ({lost[0][0]}): put "
+            f"{directory} has {what}s in folders and {len(lost)} beside them ({lost[0][0]}): put "
             "each into the folder of its class, or all into one folder"
         )
     held_out = 10 if len(found) >= 10 else len(found)
@@ -72,8 +87,8 @@ def folder(directory: Path) -> Source:
         split = parts[0] if given else "train" if number % held_out or len(found) == 1 else "test"
         label = classes.index(rest[0]) if len(rest) > 1 else 0
         videos.append(VideoFile(path, "/".join(parts), split, label))
-    rule = "folders train, val, test" if given else "every tenth video by name is test"
-    return Source("folder", tuple(videos), classes, rule)
+    rule = "folders train, val, test" if given else f"every tenth {what} by name is test"
+    return Source(name, tuple(videos), classes, rule)
 
 
 def ucf101(directory: Path, fold: int = 1) -> Source:
@@ -149,7 +164,13 @@ def samples(directory: Path | None = None) -> Source:
     return Source("samples", tuple(videos), UNLABELLED, rule)
 
 
-SOURCES = {"folder": folder, "ucf101": ucf101, "ucf_mini": ucf_mini, "samples": samples}
+SOURCES = {
+    "folder": folder,
+    "images": images,
+    "ucf101": ucf101,
+    "ucf_mini": ucf_mini,
+    "samples": samples,
+}
 
 
 def source(name: str, directory: str | Path | None = None, **options) -> Source:

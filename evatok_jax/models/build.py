@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 
 from evatok_jax.geometry import GEOMETRIES, Geometry, geometry
 from evatok_jax.models import sizes
+from evatok_jax.models.discriminators import TransformerDiscriminator
 from evatok_jax.models.generator import Generator, GeneratorConfig
 from evatok_jax.models.router import Router, RouterConfig
 from evatok_jax.models.tokenizer import Tokenizer, TokenizerConfig
@@ -38,7 +39,8 @@ def _check(description: dict, known, what: str) -> None:
 
 
 def _config(cls, description: dict, **stacks):
-    description = {**description, "geometry": build_geometry(description["geometry"])} | stacks
+    description = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    description |= {"geometry": build_geometry(description["geometry"])} | stacks
     description.pop("size", None)
     _check(description, [f.name for f in fields(cls)], cls.__name__)
     return cls(**description)
@@ -47,7 +49,8 @@ def _config(cls, description: dict, **stacks):
 def build_tokenizer(description: dict) -> Tokenizer:
     """A tokenizer from {"geometry", "size", and any field of TokenizerConfig}."""
     encoder, decoder = _size(sizes.TOKENIZERS, description["size"])
-    return Tokenizer(_config(TokenizerConfig, description, encoder=encoder, decoder=decoder))
+    parts = dict(encoder=encoder, decoder=decoder, cnn=_size(sizes.CNNS, description["size"]))
+    return Tokenizer(_config(TokenizerConfig, description, **parts))
 
 
 def build_router(description: dict) -> Router:
@@ -64,6 +67,14 @@ def build_generator(description: dict) -> Generator:
     values.pop("size")
     _check(values, [f.name for f in fields(GeneratorConfig)], "generator")
     return Generator(GeneratorConfig(**values))
+
+
+def build_discriminator(
+    geometry: Geometry, size: str, patch_logits: bool, dtype: str, remat: bool
+) -> TransformerDiscriminator:
+    """LARP's discriminator by the name of its size."""
+    stack = _size(sizes.DISCRIMINATORS, size)
+    return TransformerDiscriminator(geometry, stack, patch_logits, dtype, remat)
 
 
 def describe_geometry(name: str) -> dict:

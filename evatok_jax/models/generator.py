@@ -4,6 +4,9 @@ EVATok's AR model, with LlamaGen's shapes and choices: pre-norm RMSNorm, SwiGLU,
 absolute positions, untied embeddings, an output head that starts at zero, and one class more than
 there are, the null class of classifier-free guidance. Input ids number all of it in one row: codes,
 levels (`models/sequence.py`), then classes (`GeneratorConfig.class_token`).
+
+For frame prediction the codes of given frames stand before the class, which then is the separator;
+the clip is written whole, given frames included (EVATok sec. 4.1, Kinetics-600).
 """
 
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ class GeneratorConfig:
       ffn_multiple: the SwiGLU is 8/3 width wide, rounded up to a multiple of this.
       token_dropout, residual_dropout, ffn_dropout: rates in training.
       class_dropout: share of training samples that see the null class.
+      condition: tokens of each block of given frames, which stand before the class; () is none.
+      condition_frames: frames that are given; the last one fills up the blocks of `condition`.
       dtype: compute type; norms, softmax and logits stay in fp32.
       unroll: layers of the scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
@@ -51,6 +56,8 @@ class GeneratorConfig:
     residual_dropout: float = 0.1
     ffn_dropout: float = 0.1
     class_dropout: float = 0.1
+    condition: tuple[int, ...] = ()
+    condition_frames: int = 0
     dtype: str = "float32"
     unroll: int = 1
     remat: bool = False
@@ -67,9 +74,14 @@ class GeneratorConfig:
         return Grammar(self.codebook_size, self.levels, self.blocks)
 
     @property
+    def given(self) -> int:
+        """Tokens that stand before the class: 640 for Kinetics-600."""
+        return sum(self.condition)
+
+    @property
     def positions(self) -> int:
-        """Of the longest sequence with its class: 2053 for paper128."""
-        return 1 + self.grammar.longest
+        """Of the longest sequence with its class: 2053 for paper128, and what is given."""
+        return self.given + 1 + self.grammar.longest
 
     @property
     def ffn_width(self) -> int:
@@ -183,20 +195,24 @@ class Generator(nn.Module):
         classes: Int[Array, " b"],
         ids: Int[Array, "b n"],
         keys: Key[Array, " b"] | None = None,
+        condition: Int[Array, "b c"] | None = None,
     ) -> Float[Array, "b n v"]:
-        """Logits in fp32 whose entry [:, i] predicts ids[:, i] from the class and ids[:, :i].
+        """Logits in fp32 whose entry [:, i] predicts ids[:, i] from all that stands before it.
 
         `keys`, one per sample, switch the dropouts on (training); without them nothing is random.
-        Padding at the end of a sequence reaches no earlier position.
+        `condition` holds the codes of given frames. Padding at the end of a sequence reaches no
+        earlier position.
 
-        Raises ValueError for more positions than the longest sequence has.
+        Raises ValueError for more positions than the longest sequence has, or another number of
+        given tokens than the model is for.
         """
         config = self.config
-        if ids.shape[1] > config.positions:
+        if config.given + ids.shape[1] > config.positions:
             raise ValueError(
                 f"sequences of {ids.shape[1]} ids do not fit a generator with "
                 f"{config.positions} positions"
             )
+        check_condition(condition, config)
         token_keys = layer_keys = None
         if keys is not None:
             keys = split_keys(keys, 2 + 2 * config.layers)
@@ -204,34 +220,47 @@ class Generator(nn.Module):
             layer_keys = keys[2:].reshape(config.layers, 2, -1)
             unlabel = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))
             classes = jnp.where(unlabel(class_keys), config.num_classes, classes)
-        inputs = jnp.concatenate([config.class_token(classes)[:, None], ids[:, :-1]], axis=1)
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        before = [] if condition is None else [condition]
+        label = config.class_token(classes)[:, None]
+        inputs = jnp.concatenate([*before, label, ids[:, :-1]], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
         rows = Rows(jnp.zeros_like(positions), positions)
         x = drop(self.embed(inputs, positions), config.token_dropout, token_keys)
         x, _ = self.layers(x, rows, layer_keys)
-        return self.logits(x)
+        return self.logits(x[:, config.given :])
 
     def decode_step(
         self,
         caches: tuple[Cache, ...],
-        ids: Int[Array, " b"],
-        positions: Int[Array, " b"],
+        ids: Int[Array, "b n"],
+        positions: Int[Array, "b n"],
         alive: Bool[Array, " b"],
     ) -> tuple[Float[Array, "b v"], tuple[Cache, ...]]:
-        """Logits in fp32 for what follows `ids`, which stand at `positions` (the class at 0).
+        """Logits in fp32 for what follows the n next ids, which stand at `positions`.
 
         Takes the parameters of `unstack_layers` and the caches of `empty_caches`. Samples that are
         not `alive` write nothing, and their logits mean nothing.
         """
-        x = self.embed(ids[:, None], positions[:, None])
-        rows = Rows(jnp.where(alive, 0, -1)[:, None], positions[:, None])
-        count, layers = alive.astype(jnp.int32), self.variables["params"]["layers"]
+        x = self.embed(ids, positions)
+        rows = Rows(jnp.where(alive[:, None], jnp.zeros_like(positions), -1), positions)
+        count = alive * jnp.int32(ids.shape[1])
+        layers = self.variables["params"]["layers"]
         layer, after = Layer(self.config, parent=None), []
         for index, cache in enumerate(caches):
             own = {"params": layers[str(index)]}
             x, cache = layer.apply(own, x, rows, cache, count, method=Layer.step)
             after.append(cache)
-        return self.logits(x)[:, 0], tuple(after)
+        return self.logits(x[:, -1:])[:, 0], tuple(after)
+
+
+def check_condition(condition, config: GeneratorConfig) -> None:
+    """Raises ValueError unless as many tokens are given as the model is for."""
+    count = 0 if condition is None else condition.shape[1]
+    if count != config.given:
+        raise ValueError(
+            f"{count} given tokens: this generator is for {config.given}"
+            + (f" ({config.condition_frames} frames)" if config.given else "")
+        )
 
 
 def unstack_layers(params: dict) -> dict:

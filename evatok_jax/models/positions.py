@@ -5,7 +5,9 @@ nearness and must learn every pair of places. Tables that start as one sine-cosi
 row, column) let it learn "look near my place" once for all; they are learned from there on.
 """
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 def patch_places(rows: int, columns: int) -> np.ndarray:
@@ -24,18 +26,20 @@ def query_places(rows: int, columns: int) -> np.ndarray:
         h, w = (h, w // 2) if w > h else (h // 2, w)
 
 
-def sincos(places: np.ndarray, blocks: int, width: int) -> np.ndarray:
-    """Sine-cosine codes of (block, row, column), variance about 1, float32 [blocks, n, width].
+def sincos(
+    places: Float[np.ndarray, "n 2"], blocks: int, width: int
+) -> Float[Array, "{blocks} n {width}"]:
+    """Sine-cosine codes of (block, row, column), variance about 1.
 
     An eighth of the width is for the block (counted as four patches apart), the rest for the place.
     """
     own = width // 16 * 2
     parts = []
-    times = np.broadcast_to(4.0 * np.arange(blocks)[:, None], (blocks, len(places)))
-    rows, columns = (np.broadcast_to(places[:, a], times.shape) for a in (0, 1))
+    times = jnp.broadcast_to(4.0 * jnp.arange(blocks)[:, None], (blocks, len(places)))
+    rows, columns = (jnp.broadcast_to(places[:, a], times.shape) for a in (0, 1))
     left = (width - own) // 4 * 2
     for value, size in ((times, own), (rows, left), (columns, width - own - left)):
         half = -(-size // 2)
-        angle = value[..., None] * 32.0 ** (-np.arange(half) / half)
-        parts.append(np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)[..., :size])
-    return np.sqrt(2.0) * np.concatenate(parts, axis=-1).astype(np.float32)
+        angle = value[..., None] * 32.0 ** (-jnp.arange(half) / half)
+        parts.append(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., :size])
+    return jnp.sqrt(2.0) * jnp.concatenate(parts, axis=-1)

@@ -13,14 +13,13 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from evatok_jax.geometry import Geometry
 from evatok_jax.models.attention import TRUNCATED, Cache, MultiHeadAttention, Rows, empty_cache
 from evatok_jax.models.positions import patch_places, query_places, sincos
 from evatok_jax.models.pyramid import pyramid
-from evatok_jax.models.quantizer import Quantized, VectorQuantizer
+from evatok_jax.models.quantizers import Quantized, make_quantizer
 from evatok_jax.models.ragged import (
     Layout,
     block_rows,
@@ -29,7 +28,8 @@ from evatok_jax.models.ragged import (
     take_firsts,
     take_slots,
 )
-from evatok_jax.models.sizes import StackConfig
+from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
+from evatok_jax.models.stems import make_stem
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,11 @@ class TokenizerConfig:
     Attributes:
       geometry: clip, patch and token levels.
       encoder, decoder: the two Q-Former stacks ("S-B": 512/6/8 and 768/12/12).
+      stem: "linear" (the paper's, for video) or "cnn" (GigaTok's hybrid, for images); see `stems`.
+      cnn: the CNN of that stem.
+      quantizer: "vq" (the paper's), or "svq", "fsq", "lfq", "kl" (`quantizers`).
       codebook_size, code_dim: the codebook (16384 x 8 by default, GigaTok).
+      quantizer_levels: of each channel, for FSQ; sampling: the temperature of SVQ.
       bottleneck: width of the projection between the stacks and the codebook.
       entropy_temperature: of the soft assignment in the entropy loss.
       qk_norm: whether attention normalises queries and keys (GigaTok's option, off by default).
@@ -55,8 +59,13 @@ class TokenizerConfig:
     geometry: Geometry
     encoder: StackConfig
     decoder: StackConfig
+    stem: str = "linear"
+    cnn: CnnConfig = CNNS["S-B"]
+    quantizer: str = "vq"
     codebook_size: int = 16384
     code_dim: int = 8
+    quantizer_levels: tuple[int, ...] = ()
+    sampling: float = 0.03
     bottleneck: int = 256
     entropy_temperature: float = 0.01
     qk_norm: bool = False
@@ -71,6 +80,23 @@ class TokenizerConfig:
             raise ValueError(
                 f"position_init must be 'normal' or 'sincos', not {self.position_init!r}"
             )
+        self.make_quantizer()  # raises where its settings do not fit
+
+    def make_quantizer(self) -> nn.Module:
+        """The quantiser that these settings describe."""
+        return make_quantizer(
+            self.quantizer,
+            self.codebook_size,
+            self.code_dim,
+            self.quantizer_levels,
+            self.entropy_temperature,
+            self.sampling,
+        )
+
+    @property
+    def continuous(self) -> bool:
+        """Whether tokens are vectors without ids."""
+        return self.quantizer == "kl"
 
 
 @flax.struct.dataclass
@@ -101,16 +127,18 @@ class Side:
 
 
 class QFormerLayer(nn.Module):
-    """Self-attention over queries, cross-attention to references, MLP; pre-norm (GigaTok)."""
+    """Self-attention over queries, cross-attention to references, MLP; pre-norm (GigaTok).
+
+    Carries x, and what x was after layer `tap` if that is wanted.
+    """
 
     stack: StackConfig
     dtype: jnp.dtype
     qk_norm: bool
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], side: Side, cache: StepCache | None
-    ) -> tuple[Float[Array, "b n d"], StepCache | None]:
+    def __call__(self, carry, side: Side, tap, number, cache: StepCache | None):
+        x, tapped = carry
         width, heads = self.stack.width, self.stack.heads
 
         def norm(name, x):
@@ -139,7 +167,10 @@ class QFormerLayer(nn.Module):
         h = nn.Dense(4 * width, dtype=self.dtype, kernel_init=TRUNCATED, name="mlp_in")(h)
         h = nn.gelu(h, approximate=False)
         h = nn.Dense(width, dtype=self.dtype, kernel_init=TRUNCATED, name="mlp_out")(h)
-        return x + h, None if cache is None else StepCache(own, cross)
+        x = x + h
+        if tapped is not None:
+            tapped = jnp.where(number == tap, x, tapped)
+        return (x, tapped), None if cache is None else StepCache(own, cross)
 
 
 class QFormer(nn.Module):
@@ -152,17 +183,22 @@ class QFormer(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x, side: Side, cache: StepCache | None = None):
+    def __call__(self, x, side: Side, cache: StepCache | None = None, tap: int = 0):
+        """x after all layers and after layer `tap` (None for 0), and the cache."""
         layer = nn.remat(QFormerLayer, prevent_cse=False) if self.remat else QFormerLayer
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, 0),
             length=self.stack.layers,
             unroll=min(self.unroll, self.stack.layers),
         )
-        return layers(self.stack, self.dtype, self.qk_norm, name="layers")(x, side, cache)
+        numbers = 1 + jnp.arange(self.stack.layers)
+        (x, tapped), cache = layers(self.stack, self.dtype, self.qk_norm, name="layers")(
+            (x, x if tap else None), side, jnp.asarray(tap), numbers, cache
+        )
+        return x, tapped, cache
 
     def empty_cache(self, batch: int, queries: int, references: int) -> StepCache:
         """A cache with room for that many queries and references."""
@@ -201,17 +237,17 @@ class Tokenizer(nn.Module):
             return self.param(name, init, (g.blocks, len(places), width))
 
         patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
-        self.patch_in = dense(c.encoder.width)
+        self.patch_in, self.pixel_out = make_stem(c.stem, c.encoder.width, g, c.cnn, dtype, c.remat)
         self.query_in = dense(c.encoder.width)
         self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
         self.encoder_token_positions = table("enc_pos1d", slots, c.encoder.width)
+        self.quantizer = c.make_quantizer()
         self.latent_norm, self.latent_mid, self.latent_out = (
             norm(),
             dense(c.bottleneck),
-            nn.Dense(c.code_dim, kernel_init=TRUNCATED),
+            nn.Dense(self.quantizer.inputs, kernel_init=TRUNCATED),
         )
-        self.quantizer = VectorQuantizer(c.codebook_size, c.code_dim, c.entropy_temperature)
         self.code_in, self.code_norm, self.code_out = (
             dense(c.bottleneck),
             norm(),
@@ -220,7 +256,7 @@ class Tokenizer(nn.Module):
         self.decoder = QFormer(c.decoder, dtype, c.qk_norm, c.unroll, c.remat)
         self.decoder_patch_positions = table("dec_pos3d", patches, c.decoder.width)
         self.decoder_token_positions = table("dec_pos1d", slots, c.decoder.width)
-        self.pixel_norm, self.pixel_out = norm(), dense(g.patch_values)
+        self.pixel_norm = norm()
 
     # ---- whole clips ---------------------------------------------------------------------------
 
@@ -231,20 +267,36 @@ class Tokenizer(nn.Module):
         quantized = self.quantizer(self.encode(video, lengths, size), layout(lengths, size))
         return self.decode(quantized.vectors, lengths), quantized
 
+    def training_pass(
+        self,
+        video: Float[Array, "b f h w 3"],
+        lengths: Int[Array, "b t"],
+        size: int,
+        keys: Key[Array, " b"],
+        tap: int = 0,
+    ) -> tuple[Float[Array, "b f h w 3"], Quantized, Float[Array, "b n d"] | None]:
+        """As a call, but quantisers that sample do so, by one key a clip, and features come along.
+
+        They are those of the 3D queries after decoder layer `tap`, counted from 1; None for 0.
+        """
+        rows = layout(lengths, size)
+        quantized = self.quantizer(self.encode(video, lengths, size), rows, keys)
+        video, tapped, _ = self._decode(quantized.vectors, rows, 0, None, tap)
+        return video, quantized, tapped
+
     def encode(
         self, video: Float[Array, "b f h w 3"], lengths: Int[Array, "b t"], size: int
     ) -> Float[Array, "b s c"]:
-        """Latents before the quantiser, not yet normalised; [b, size, code_dim]."""
-        z, _ = self._encode(self.patchify(video), layout(lengths, size), 0, None)
+        """Latents before the quantiser, not yet normalised; [b, size, quantizer.inputs]."""
+        z, _ = self._encode(video, layout(lengths, size), 0, None)
         return z
 
     def decode(
         self, vectors: Float[Array, "b s c"], lengths: Int[Array, "b t"]
     ) -> Float[Array, "b f h w 3"]:
         """Pixels from code vectors; not clamped."""
-        rows = layout(lengths, vectors.shape[1])
-        patches, _ = self._decode(vectors, rows, 0, None)
-        return self.unpatchify(patches)
+        video, _, _ = self._decode(vectors, layout(lengths, vectors.shape[1]), 0, None)
+        return video
 
     def quantize(self, z: Float[Array, "b s c"], rows: Layout) -> Quantized:
         """Nearest codes of latents."""
@@ -276,7 +328,7 @@ class Tokenizer(nn.Module):
     ) -> tuple[StepCache, Float[Array, "b s c"]]:
         """Latents of one block: `lengths` tokens in `size` positions, given earlier blocks."""
         rows = layout(lengths[:, None], size, first_block=block)
-        z, cache = self._encode(self.patchify(frames), rows, block, cache)
+        z, cache = self._encode(frames, rows, block, cache)
         return cache, z
 
     def decode_step(
@@ -288,16 +340,15 @@ class Tokenizer(nn.Module):
     ) -> tuple[StepCache, Float[Array, "b f h w 3"]]:
         """Frames of one block from its tokens' vectors, given the earlier blocks."""
         rows = layout(lengths[:, None], vectors.shape[1], first_block=block)
-        patches, cache = self._decode(vectors, rows, block, cache)
-        return cache, self.unpatchify(patches)
+        frames, _, cache = self._decode(vectors, rows, block, cache)
+        return cache, frames
 
     # ---- shared by both: t blocks from `first` on ----------------------------------------------
 
-    def _encode(self, patches, rows: Layout, first, cache):
-        b, t, p = patches.shape[:3]
-        h, w = self.config.geometry.grid
-        features = self.patch_in(patches)
-        grid = features.reshape(b, t, h, w, -1)
+    def _encode(self, video, rows: Layout, first, cache):
+        features = self.patch_in(video)
+        b, t, p = features.shape[:3]
+        grid = features.reshape(b, t, *self.config.geometry.grid, -1)
         local = rows.replace(block=jnp.where(rows.valid, rows.block - first, 0))
         queries = self.query_in(take_slots(pyramid(grid), local))
         positions = _blocks(self.encoder_patch_positions, first, t).reshape(t * p, -1)
@@ -311,11 +362,11 @@ class Tokenizer(nn.Module):
             query_count=rows.lengths.sum(axis=1),
             reference_count=jnp.full(b, t * p, jnp.int32),
         )
-        x, cache = self.encoder(queries, side, cache)
+        x, _, cache = self.encoder(queries, side, cache)
         x = self.latent_mid(self.latent_norm(x))
         return self.latent_out(x.astype(jnp.float32)), cache
 
-    def _decode(self, vectors, rows: Layout, first, cache):
+    def _decode(self, vectors, rows: Layout, first, cache, tap: int = 0):
         b, t = rows.lengths.shape
         p = self.config.geometry.block_patches
         tokens = self.code_out(self.code_norm(self.code_in(vectors)))
@@ -332,26 +383,8 @@ class Tokenizer(nn.Module):
             query_count=jnp.full(b, t * p, jnp.int32),
             reference_count=rows.lengths.sum(axis=1),
         )
-        x, cache = self.decoder(queries, side, cache)
-        patches = self.pixel_out(self.pixel_norm(x)).astype(jnp.float32)
-        return patches.reshape(b, t, p, -1), cache
-
-    def patchify(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p v"]:
-        """Cuts frames into blocks of flattened patches."""
-        f, h, w = self.config.geometry.patch
-        return rearrange(video, "b (t f) (i h) (j w) c -> b t (i j) (f h w c)", f=f, h=h, w=w)
-
-    def unpatchify(self, patches: Float[Array, "b t p v"]) -> Float[Array, "b f h w 3"]:
-        """The inverse of `patchify`."""
-        f, h, w = self.config.geometry.patch
-        return rearrange(
-            patches,
-            "b t (i j) (f h w c) -> b (t f) (i h) (j w) c",
-            i=self.config.geometry.grid[0],
-            f=f,
-            h=h,
-            w=w,
-        )
+        x, tapped, cache = self.decoder(queries, side, cache, tap)
+        return self.pixel_out(self.pixel_norm(x)), tapped, cache
 
 
 def _blocks(table, first, count: int):

@@ -6,9 +6,11 @@ clip.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evatok_jax.config import to_plain
 from evatok_jax.data.tables import read_table, table_batches
+from evatok_jax.geometry import geometry
 from evatok_jax.losses.next_token import next_token_loss
 from evatok_jax.models.build import build_generator, build_tokenizer
 from evatok_jax.models.ragged import static_size
@@ -22,34 +24,56 @@ class GeneratorStage(BaseStage):
 
     def __init__(self, config):
         super().__init__(config)
-        if not config.tokenizer:
-            raise ValueError(
-                "config.tokenizer is empty: a generator's vocabulary and blocks are its "
-                "tokenizer's; give tokenizer=EXPORT, the folder of a tokenizer's export"
-            )
-        self.tokenizer = load_export(config.tokenizer)
-        self.inputs = {"tokenizer": self.tokenizer.digest}
-        tokenizer = build_tokenizer(self.tokenizer.config["tokenizer"]).config
-        self.geometry = tokenizer.geometry
+        self.tokenizer = load_export(config.tokenizer) if config.tokenizer else None
+        self.geometry, codes = geometry(config.grammar.geometry), config.grammar.codebook_size
+        if self.tokenizer:
+            tokenizer = build_tokenizer(self.tokenizer.config["tokenizer"]).config
+            if tokenizer.continuous:
+                raise ValueError(
+                    f"{config.tokenizer}: its tokens are vectors, a generator needs ids"
+                )
+            self.geometry, codes = tokenizer.geometry, tokenizer.codebook_size
         self.description = to_plain(config.model) | {
-            "codebook_size": tokenizer.codebook_size,
+            "codebook_size": codes,
             "levels": list(self.geometry.levels),
             "blocks": self.geometry.blocks,
         }
         self.model = build_generator(self.description)
         self._table = None
 
+    def inputs(self):
+        """The tokenizer whose tokens it learns; ValueError where none is named."""
+        if not self.tokenizer:
+            raise ValueError(
+                "config.tokenizer is empty: a generator's grammar is its tokenizer's, and its "
+                "export holds it; give tokenizer=EXPORT, the folder of a tokenizer's export"
+            )
+        return {"tokenizer": self.tokenizer.digest}
+
     @property
     def table(self):
         """The token table; read when the first batch is asked for."""
         if self._table is None:
-            self._table = read_table(self.config.data.tokens)
-            if self._table["label"].max() >= self.model.config.num_classes:
-                raise ValueError(
-                    f"{self.config.data.tokens} has class {self._table['label'].max()}, the model "
-                    f"only {self.model.config.num_classes}: set model.num_classes"
-                )
+            self._table = self._checked(read_table(self.config.data.tokens))
         return self._table
+
+    def _checked(self, table):
+        config, path = self.model.config, self.config.data.tokens
+        if config.num_classes == 1:  # all are one: the token is a separator
+            table["label"] = np.zeros_like(table["label"])
+        if table["label"].max() >= config.num_classes:
+            raise ValueError(
+                f"{path} has class {table['label'].max()}, the model only {config.num_classes}: "
+                "set model.num_classes"
+            )
+        given = table["condition"].shape[1] if "condition" in table else 0
+        if given != config.given:
+            raise ValueError(
+                f"{path} has {given} tokens of given frames for a clip, the model takes "
+                f"{config.given}: make the table with first={config.condition_frames} and "
+                f"config.condition.lengths={config.condition}"
+            )
+        return table
 
     def batches(self, start):
         return table_batches(
@@ -73,8 +97,15 @@ class GeneratorStage(BaseStage):
 
     def init(self, rng, batch):
         ids = jnp.zeros((1, 8), jnp.int32)
-        params = self.model.init(rng, jnp.zeros(1, jnp.int32), ids)["params"]
+        given = self.model.config.given
+        condition = jnp.zeros((1, given), jnp.int32) if given else None
+        params = self.model.init(rng, jnp.zeros(1, jnp.int32), ids, None, condition)["params"]
         return {"generator": params}, {}
+
+    def _given(self, batch):
+        if not self.model.config.given:
+            return None
+        return batch["condition"].astype(jnp.int32)
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """Plain next-token cross-entropy, length tokens included."""
@@ -87,6 +118,7 @@ class GeneratorStage(BaseStage):
             batch["label"].astype(jnp.int32),
             ids,
             sample_keys(rng, batch),
+            self._given(batch),
         )
         loss, metrics = next_token_loss(logits, ids, kind)
         metrics |= {

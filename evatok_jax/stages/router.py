@@ -77,7 +77,7 @@ class RouterStage(BaseStage):
         else:
             target = jax.nn.one_hot(best, reward.shape[1])
         loss = -jnp.sum(target * log_p, axis=1).mean()
-        top = jax.lax.top_k(log_p, 5)[1]
+        top = jax.lax.top_k(log_p, min(5, log_p.shape[1]))[1]
         chosen = jnp.take_along_axis(reward, top[:, :1], axis=1)
         worst = reward.min(axis=1).mean()
         metrics = {

@@ -25,8 +25,15 @@ class Stage(Protocol):
 
     config: ConfigDict
     periods: Mapping[str, int]  # group -> every how many steps it learns
+    starts: Mapping[str, int]  # group -> the step after which it may, for groups that wait
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
-    inputs: Mapping[str, str]  # name -> digest of the trained models that it works with
+
+    def inputs(self) -> Mapping[str, str]:
+        """Name -> digest of the trained models that a run works with.
+
+        A stage builds without them, from the shapes that the config describes; this raises
+        ValueError where one is not named.
+        """
 
     def batches(self, start: int) -> Iterator[dict]:
         """This process's rows of the global batches, from global record `start` on."""
@@ -72,7 +79,11 @@ class BaseStage:
         self.config = config
         self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
-        self.inputs = {}
+        self.starts = {}
+
+    def inputs(self):
+        """It stands on no other model."""
+        return {}
 
     def clips(self, start: int, **more) -> Iterator[dict]:
         """This process's clips of the config's data, at the size of `self.geometry`."""
@@ -112,8 +123,13 @@ class BaseStage:
 
     def optimizers(self, steps):
         """The optimisers that the config describes, group by group."""
+
+        def updates(group):
+            every = self.periods[group]
+            return max(steps // every - self.starts.get(group, 0) // every, 1)
+
         return {
-            group: optimizer(settings, -(-steps // self.periods[group]))
+            group: optimizer(settings, updates(group))
             for group, settings in self.config.optim.items()
         }
 

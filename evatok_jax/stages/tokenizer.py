@@ -14,17 +14,24 @@ from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
 from evatok_jax.config import to_plain
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
-from evatok_jax.models.quantizer import normalize
-from evatok_jax.models.ragged import check_lengths, static_size
+from evatok_jax.models.dropout import split_keys
+from evatok_jax.models.ragged import check_lengths, layout, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
 from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
+from evatok_jax.stages.adversary import Adversary
+from evatok_jax.stages.aligner import Aligner
+from evatok_jax.stages.codebook import CodebookHealth
 from evatok_jax.stages.stage import BaseStage, sample_keys
 from evatok_jax.storage.export import load_export
 
 
 class TokenizerStage(BaseStage):
-    """Trains a tokenizer; its one group is "tokenizer"."""
+    """Trains a tokenizer, alone or with an adversary and an aligner.
+
+    Groups are "tokenizer", "discriminator" where `adversary.kind` names one, and "alignment" (phi)
+    where `alignment.weight` is above 0. The alignment's loss teaches phi and the tokenizer.
+    """
 
     def __init__(self, config):
         super().__init__(config)
@@ -33,6 +40,20 @@ class TokenizerStage(BaseStage):
         }
         self.model = build_tokenizer(self.description)
         self.geometry = self.model.config.geometry
+        self.adversary = self.aligner = self.codebook = None
+        if config.model.quantizer in ("vq", "svq"):
+            size, dim = config.model.codebook_size, config.model.code_dim
+            self.codebook = CodebookHealth(config.codebook, size, dim, config.seed)
+        if config.adversary.kind != "none":
+            parts = config.accumulate
+            clips = config.batch_size // parts
+            self.adversary = Adversary(config.adversary, self.geometry, clips, parts)
+            self.periods["discriminator"] = config.adversary.every
+            self.starts["discriminator"] = config.adversary.start
+        if config.alignment.weight:
+            decoder = self.model.config.decoder
+            self.aligner = Aligner(config.alignment, self.geometry, decoder)
+        self._check_groups()
         self._router_export = None
         rule = config.lengths.rule
         if rule == "random":
@@ -42,13 +63,43 @@ class TokenizerStage(BaseStage):
             check_lengths(fixed, self.geometry.levels, self.geometry.blocks)
             self._lengths = self._fixed
         elif rule == "router":
-            self._router_export = load_export(config.lengths.router)
-            self._router = build_router(self._router_export.config["router"])
-            self.inputs = {"router": self._router_export.digest}
+            description = {
+                "geometry": self.description["geometry"],
+                "size": config.lengths.router_size,
+            }
+            if config.lengths.router:
+                self._router_export = load_export(config.lengths.router)
+                description = self._router_export.config["router"]
+            self._router = build_router(description)
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
         self._lengths = jax.jit(partial(_with_longest, self._lengths))
+
+    def _check_groups(self):
+        groups = {"tokenizer"}
+        groups |= {"discriminator"} if self.adversary else set()
+        groups |= {"alignment"} if self.aligner else set()
+        if groups != set(self.config.optim):
+            raise ValueError(
+                f"this tokenizer learns {', '.join(sorted(groups))}, config.optim has "
+                f"{', '.join(sorted(self.config.optim))}: adversary=KIND and alignment, arguments "
+                "of the config, add a part together with its optimiser"
+            )
+
+    def inputs(self):
+        """The teachers, and the router that decides; ValueError where that is not named."""
+        found = {}
+        for part in filter(None, (self.adversary, self.aligner)):
+            found |= part.inputs()
+        if self.config.lengths.rule == "router":
+            if not self._router_export:
+                raise ValueError(
+                    "config.lengths.router is empty: give router=EXPORT, the folder of a router's "
+                    "export"
+                )
+            found["router"] = self._router_export.digest
+        return found
 
     def batches(self, start):
         return iter(self.clips(start))
@@ -86,73 +137,146 @@ class TokenizerStage(BaseStage):
         params = init(rng, video, lengths)["params"]
         if self.config.model.position_init == "sincos":
             params = _keys_like_queries(params)
-        if self.config.codebook_start == "data":
+        if self.codebook and self.config.codebook.start != "uniform":
             params = self._codes_from_data(params, batch, rng)
-        return {"tokenizer": params}, {}
+        groups, state = {"tokenizer": params}, {}
+        if self.codebook:
+            state["codebook"] = self.codebook.init()
+        if self.adversary:
+            made = self.adversary.init(jax.random.fold_in(rng, 2))
+            groups["discriminator"], state["adversary"] = made
+        if self.aligner:
+            groups["alignment"] = self.aligner.init(jax.random.fold_in(rng, 3))
+        return groups, state
 
     def _codes_from_data(self, params, batch, rng):
-        """Codes that start as latents of the first batch, spread a little.
-
-        An untrained encoder's latents lie in a narrow cone, where a codebook spread over the whole
-        sphere has a handful of codes: hardly anything would reach the decoder for a long time.
-        """
-        g, fresh = self.geometry, jax.random.fold_in(rng, 1)
+        g = self.geometry
         lengths = jnp.full((len(batch["video"]), g.blocks), g.max_block, jnp.int32)
         video = to_model(batch["video"])
         z = self.model.apply({"params": params}, video, lengths, g.max_length, method="encode")
-        z = normalize(z).reshape(-1, z.shape[-1])
-        book = params["quantizer"]["codebook"]
-        picked = z[jax.random.choice(fresh, len(z), (len(book),), replace=len(z) < len(book))]
-        spread = 0.1 * z.std(axis=0) * jax.random.normal(rng, picked.shape)
-        return {**params, "quantizer": {"codebook": normalize(picked + spread)}}
+        book = self.codebook.start(z.reshape(-1, z.shape[-1]), jax.random.fold_in(rng, 1))
+        return {**params, "quantizer": {"codebook": book}}
 
     def frozen_spec(self):
         spec = {"lpips": lpips_spec(self.config.loss.lpips_net)}
-        if self._router_export:
-            router = self._router_export.params["router"]
-            spec["router"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), router)
+        if self.config.lengths.rule == "router":
+            video = jnp.zeros((1, *self.geometry.clip_shape))
+            router = jax.eval_shape(self._router.init, jax.random.key(0), video)
+            spec["router"] = router["params"]
+        for part in filter(None, (self.adversary, self.aligner)):
+            spec |= part.frozen_spec()
         return spec
 
     def load_frozen(self):
         frozen = {"lpips": load_lpips(self.config.loss.lpips_net)}
         if self._router_export:
             frozen["router"] = self._router_export.params["router"]
+        for part in filter(None, (self.adversary, self.aligner)):
+            frozen |= part.load_frozen()
         return frozen
 
+    # What the scopes in `losses` are called, for counts by part (benchmarks/recipe.py).
+    SCOPES = ("autoencoder", "perceptual", "alignment", "fooling", "judging")
+
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
-        """L1 + LPIPS + codebook + 0.25 commitment + 0.02 entropy (EVATok Eq. 1, sec. 3)."""
-        weights = self.config.loss
-        video = to_model(batch["video"])
-        fake, q = self.model.apply(
-            {"params": params["tokenizer"]}, video, batch["lengths"], size=static
-        )
+        """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1), and the discriminator's."""
+        weights, learns = self.config.loss, "discriminator" in groups
+        video, keys = to_model(batch["video"]), sample_keys(rng, batch)
+        keys = split_keys(keys, 5)
+        with jax.named_scope("autoencoder"):
+            fake, q, features = self.model.apply(
+                {"params": params["tokenizer"]},
+                video,
+                batch["lengths"],
+                static,
+                keys[0],
+                tap=self.config.alignment.layer if self.aligner else 0,
+                method="training_pass",
+            )
         scored = max(weights.lpips_clips // self.config.accumulate, 1)
         scored = scored if weights.lpips_clips else len(video)
-        parts = {
-            "l1": jnp.abs(fake - video).mean(),
-            "lpips": frame_lpips(
+        with jax.named_scope("perceptual"):
+            lpips = frame_lpips(
                 frozen["lpips"],
                 video[:scored],
                 fake[:scored],
-                sample_keys(rng, batch)[:scored],
+                keys[1, :scored],
                 weights.lpips_frames,
                 weights.lpips_net,
-            ),
-            "codebook": q.codebook_loss,
-            "commitment": q.commitment_loss,
-            "entropy": q.entropy_loss,
-        }
+            )
+        parts = {"l1": jnp.abs(fake - video).mean(), "lpips": lpips, **q.losses}
         loss = sum(weights[name] * value for name, value in parts.items())
+        losses, metrics = {}, parts
+        if self.aligner:
+            with jax.named_scope("alignment"):
+                seen = self.aligner.look(frozen, video)
+                metrics["alignment"] = self.aligner.loss(params["alignment"], features, seen)
+            # Of both groups, phi's and the tokenizer's: it stands under one name, and counts once.
+            losses["alignment"] = self.config.alignment.weight * metrics["alignment"]
+        if self.adversary:
+            judge, memory = params["discriminator"], state["adversary"]
+            with jax.named_scope("fooling"):
+                fooled, seen = self._fool(judge, memory, frozen, fake, keys[2], step)
+            metrics["adversarial"] = fooled
+            loss = loss + self.config.adversary.weight * fooled
+        if learns:
+            with jax.named_scope("judging"):
+                real = self.adversary.look(frozen, video, keys[3])
+                losses["discriminator"], memory, more = self.adversary.judge(
+                    judge, memory, real, seen, keys[4]
+                )
+            state, metrics = {**state, "adversary": memory}, metrics | more
+        if self.codebook:
+            rows = layout(batch["lengths"], static)
+            health, more = self.codebook.observe(state["codebook"], q, rows, rng)
+            state, metrics = {**state, "codebook": health}, metrics | more
         usage = q.usage / jnp.maximum(q.usage.sum(), 1.0)
-        metrics = {
-            **parts,
+        metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean((fake - video) ** 2, axis=(1, 2, 3, 4))).mean(),
             "tokens": batch["lengths"].sum(axis=1).mean(dtype=jnp.float32),
             "padding": 1.0 - batch["lengths"].sum() / (len(video) * static),
             "code_perplexity": jnp.exp(-jnp.sum(usage * jnp.log(usage + 1e-10))),
             "code_usage": jnp.mean(q.usage > 0, dtype=jnp.float32),
         }
-        return {"tokenizer": loss}, state, metrics
+        return {"tokenizer": loss, **losses}, state, metrics
+
+    def _fool(self, judge, state, frozen, fake, keys, step):
+        """The adversarial loss and what the judge sees; before the start, 0 at no cost."""
+        start = self.config.adversary.start
+
+        def looked(fake):
+            seen = self.adversary.look(frozen, fake, keys)
+            return self.adversary.fool(judge, state, seen), seen
+
+        if not start:
+            return looked(fake)
+
+        def idle(fake):
+            shapes = jax.eval_shape(looked, fake)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return jax.lax.cond(step >= start, looked, idle, fake)
+
+    def after_update(self, train_state, metrics):
+        """Moves dead codes to latents of this batch, in the parameters and in their average."""
+        if not (self.codebook and self.config.codebook.revive_every):
+            return train_state
+        trees = [train_state.params["tokenizer"], *filter(None, [train_state.ema.get("tokenizer")])]
+        books, health, moved = self.codebook.revive(
+            [tree["quantizer"]["codebook"] for tree in trees],
+            train_state.state["codebook"],
+            train_state.step,
+        )
+        metrics["codes_revived"] = moved
+        trees = [
+            {**tree, "quantizer": {"codebook": book}}
+            for tree, book in zip(trees, books, strict=True)
+        ]
+        return train_state.replace(
+            params={**train_state.params, "tokenizer": trees[0]},
+            ema={**train_state.ema, **({"tokenizer": trees[1]} if len(trees) > 1 else {})},
+            state={**train_state.state, "codebook": health},
+        )
 
     def export(self, params):
         """The tokenizer, with the router that decides its lengths if there is one."""

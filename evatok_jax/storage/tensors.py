@@ -1,8 +1,9 @@
 """Nested parameters as a safetensors file, read by a parser that trusts nothing.
 
 The files are plain safetensors, which any library opens: eight bytes with the header's length, a
-JSON header, the data. This reader accepts less than the format allows: exactly what `dump_tensors`
-writes, so that every set of tensors has one valid file.
+JSON header, the data. `load_tensors` accepts less than the format allows: exactly what
+`dump_tensors` writes, so that every set of tensors has one valid file. `load_published` accepts
+what others write, tensors in any order and metadata among them.
 """
 
 import json
@@ -74,23 +75,47 @@ def load_tensors(data: UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
 
     Nothing is allocated but the views and the header's objects.
     """
+    header, payload = _split(data)
+    flat = _views(header.items(), payload)
+    spelt = data[: data.size - payload.size].tobytes()
+    if list(flat) != list(flatten(params_from_flat(flat))) or _header(flat) != spelt:
+        raise ValueError("the tensor header is not spelt as this format spells it")
+    return flat
+
+
+def load_published(data: UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    """The tensors of any safetensors file as views of its bytes; ValueError where it is none."""
+    header, payload = _split(data)
+    header.pop("__metadata__", None)
+
+    def place(item):
+        offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+        return offsets if isinstance(offsets, list) and all(type(n) is int for n in offsets) else []
+
+    # Views must follow each other without a gap; where a place is missing, `_view` says so.
+    return _views(sorted(header.items(), key=place), payload)
+
+
+def _split(data: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Header and payload."""
     if data.size < 8:
         raise ValueError(f"a tensor file of {data.size} bytes has no header")
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(MAX_JSON, data.size - 8):
         raise ValueError(f"a header of {length} bytes in a tensor file of {data.size}")
-    header, payload = parse_json(data[8 : 8 + length].tobytes()), data[8 + length :]
+    header = parse_json(data[8 : 8 + length].tobytes())
     if not isinstance(header, dict):
         raise ValueError("the tensor header is no JSON object")
+    return header, data[8 + length :]
+
+
+def _views(entries: Iterable[tuple[str, object]], payload: np.ndarray) -> dict[str, np.ndarray]:
+    """Tensors that fill the payload, one after another."""
     flat, position = {}, 0
-    for name, entry in header.items():
+    for name, entry in entries:
         flat[name], position = _view(name, entry, payload, position)
     if position != payload.size:
         raise ValueError(f"tensors fill {position} of {payload.size} bytes")
-    if list(flat) != list(flatten(params_from_flat(flat))) or (
-        _header(flat) != data[: 8 + length].tobytes()
-    ):
-        raise ValueError("the tensor header is not spelt as this format spells it")
     return flat
 
 

@@ -21,10 +21,10 @@ TINY = GeneratorConfig(64, (8, 16, 32), 4, 5, width=32, layers=2, heads=2, ffn_m
 LENGTH = 24
 
 
-def abstract(config):
+def abstract(config, given=None):
     ids = jnp.zeros((1, 2), jnp.int32)
-    init = Generator(config).init
-    return jax.eval_shape(init, jax.random.key(0), jnp.zeros(1, jnp.int32), ids)["params"]
+    init, label = Generator(config).init, jnp.zeros(1, jnp.int32)
+    return jax.eval_shape(init, jax.random.key(0), label, ids, None, given)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def test_cached_decoding_equals_the_full_pass(params, batch):
 
     @jax.jit
     def step(params, caches, cursor, alive):
-        feed = jnp.take_along_axis(inputs, jnp.minimum(cursor, LENGTH - 1)[:, None], axis=1)[:, 0]
+        feed = jnp.take_along_axis(inputs, jnp.minimum(cursor, LENGTH - 1)[:, None], axis=1)
         return Generator(TINY).apply(
             {"params": unstack_layers(params)},
             caches,
             feed,
-            cursor,
+            cursor[:, None],
             alive,
             method=Generator.decode_step,
         )
@@ -107,6 +107,24 @@ def test_cached_decoding_equals_the_full_pass(params, batch):
             np.testing.assert_allclose(logits[b], want[b, cursor[b]], atol=1e-5)
         cursor = cursor + alive
     assert (cursor == LENGTH).all()
+
+
+def test_given_tokens_are_seen_and_a_wrong_number_is_refused(batch):
+    classes, ids = batch
+    config = replace(TINY, condition=(4, 2), condition_frames=5)
+    given = jnp.arange(18, dtype=jnp.int32).reshape(3, 6)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), abstract(config, given[:1])
+    )
+    full = jax.jit(Generator(config).apply)
+    logits = full({"params": params}, classes, ids, None, given)
+    assert logits.shape == (3, LENGTH, config.grammar.vocab)
+    other = full({"params": params}, classes, ids, None, given.at[1, 0].add(1))
+    assert (logits[1] != other[1]).any(-1).all() and (logits[0] == other[0]).all()
+    for wrong in (None, given[:, 1:]):
+        with pytest.raises(ValueError, match=r"this generator is for 6 \(5 frames\)"):
+            Generator(config).apply({"params": params}, classes, ids, None, wrong)
 
 
 def test_unrolled_and_rematerialised_layers_change_nothing(params, batch):

@@ -151,7 +151,7 @@ def test_remat_changes_nothing(made):
     def loss(model):
         def of(params):
             out, q = model.apply({"params": params}, video, lengths, SIZE)
-            return jnp.mean(jnp.abs(out - video)) + q.codebook_loss + q.entropy_loss
+            return jnp.mean(jnp.abs(out - video)) + q.losses["codebook"] + q.losses["entropy"]
 
         return jax.jit(jax.grad(of))(params)
 

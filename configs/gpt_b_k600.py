@@ -1,0 +1,15 @@
+"""Kinetics-600: the generator GPT-B (99M) predicts a clip from its first five frames.
+
+    python -m evatok_jax.main --workdir=runs/gpt_b_k600 \
+        --config=configs/gpt_b_k600.py:tokenizer=FINAL/export,tokens=TOKENS/table
+
+The paper's: 75 epochs at batch 128, here 230k steps (392,622 published clips), no guidance.
+The paper has no row at this size: it is for ablations. FINAL is the run of `ucf_k600_routed`,
+TOKENS that of `k600_tokens`; evaluation: 50,000 clips of the validation split, 64 x 64 pixels.
+"""
+
+from evatok_jax.experiments import generator_experiment
+
+
+def get_config(arg=None):
+    return generator_experiment(arg, "GPT-B", classes=1, steps=230_000, first=5)

@@ -1,0 +1,43 @@
+"""Counts of operations: against plain arithmetic, through loops, branches and gradients."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from evatok_jax.flops import flops_by_scope
+
+N = 8
+ONE = 2 * N**3  # of a product of two N x N matrices
+
+
+def looped(x, w):
+    with jax.named_scope("loop"):
+        x, _ = jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)
+    return x @ w
+
+
+def branched(x, w):
+    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ w @ w, lambda x: x @ w, x)
+
+
+def convolved(x, w):
+    image, kernel = jnp.zeros((1, 9, 9, 3)), jnp.zeros((3, 3, 3, 4))
+    return jax.lax.conv_general_dilated(
+        image + x[0, 0], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "want"),
+    [
+        (looped, {"loop": 5 * ONE, "other": ONE}),
+        (branched, {"other": 2 * ONE}),
+        (convolved, {"other": 2 * 7 * 7 * 4 * 27}),
+        # Each product has two in its gradient; both belong to the scope of the product.
+        (jax.grad(lambda w, x: looped(x, w).sum()), {"loop": 15 * ONE, "other": 3 * ONE}),
+    ],
+)
+def test_counts(function, want):
+    square = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    counts = flops_by_scope(jax.jit(function), square, square, scopes=["loop"])
+    assert dict(counts) == want

@@ -109,6 +109,34 @@ def data_build(args) -> None:
     build_main(**{k: v for k, v in options.items() if k not in ("run", "command", "action")})
 
 
+def data_annotate(args) -> None:
+    """Runs a router or a tokenizer once over all windows and keeps what it says as a table."""
+    from absl import logging
+    from ml_collections import ConfigDict
+
+    from evatok_jax.curate import curate
+    from evatok_jax.data.tables import read_table
+    from evatok_jax.presets import CURATION
+    from evatok_jax.workdir import finished
+
+    logging.set_verbosity(logging.INFO)
+    flip = args.kind != "scores" if args.flip is None else args.flip
+    given = ConfigDict(vars(args) | {"flip": flip, "first": 0, "seed": 0, "run": None})
+    workdir = Path(args.out)
+    curate(CURATION[args.kind](given), workdir)
+    if not finished(workdir):
+        tell("data annotate", ["stopped before its end", "give the same command to continue"])
+        return
+    columns = read_table(workdir / "table")
+    show(
+        {
+            "table": str(workdir / "table"),
+            "rows": len(columns["record"]),
+            "columns": {name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()},
+        }
+    )
+
+
 def opened(directory: str):
     """The model of an export or workdir."""
     from evatok_jax.api import load
@@ -208,6 +236,27 @@ def parser() -> argparse.ArgumentParser:
     from evatok_jax.data.builder import add_build_arguments
 
     add_build_arguments(command(data_build, "build", under=data))
+    command(
+        data_annotate,
+        "annotate",
+        ("data", dict(help="folder of a data set")),
+        ("--kind", dict(choices=("assignments", "tokens", "scores"), required=True)),
+        ("--tokenizer", dict(default="", help="export or workdir; assignments need only a router")),
+        ("--router", dict(default="", help="export or workdir, in place of the tokenizer's own")),
+        ("--out", dict(required=True, help="workdir; the table is OUT/table")),
+        ("--split", dict(default="train")),
+        ("--windows", dict(type=int, default=0, help="so many random ones (default: all)")),
+        (
+            "--flip",
+            dict(
+                action=argparse.BooleanOptionalAction,
+                help="mirrored windows too (default: yes, but for scores)",
+            ),
+        ),
+        ("--net", dict(choices=("vgg", "alex"), default="vgg", help="of LPIPS, for scores")),
+        ("--batch", dict(type=int, default=16)),
+        under=data,
+    )
     return top
 
 

@@ -18,7 +18,7 @@ from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
 from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, uniform
 from evatok_jax.data.pipeline import Clips, eval_clips
-from evatok_jax.data.tables import read_table
+from evatok_jax.data.tables import check_origin, grid, read_table
 from evatok_jax.evaluators.generation import (
     generation_features,
     generation_scores,
@@ -55,6 +55,7 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
     routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
     found = bench.run("all", rules | routed)
     # The search has seen only some windows: the rule that it stands for is measured on those.
+    check_origin(config.scores_test, grid(config.data.path, config.data.split, g.frames))
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
     rows = bench.rows(table["record"], table["window"])

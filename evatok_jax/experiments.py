@@ -11,9 +11,9 @@ from evatok_jax.geometry import geometry
 from evatok_jax.presets import (
     add_alignment,
     add_recipe,
-    curation_config,
     generator_config,
     router_config,
+    scores_config,
     tokenizer_config,
     tokens_config,
 )
@@ -86,10 +86,8 @@ def scores_experiment(arg, windows: int = 100_000) -> ConfigDict:
     """Scores of random clips under every assignment, by the proxy `tokenizer`."""
     args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0)
     args.windows = args.windows or (2 if args.runlocal else windows)
-    config = curation_config(args, "scores")
-    config.lpips_net = "alex" if args.runlocal else "vgg"
-    config.search = "prefix_tree"
-    return config
+    args.net = "alex" if args.runlocal else "vgg"
+    return scores_config(args)
 
 
 def router_experiment(

@@ -183,14 +183,15 @@ def add_alignment(config: ConfigDict, teacher: str = "vjepa2_l") -> None:
 
 
 def curation_config(args, kind: str) -> ConfigDict:
-    """A map over windows: "scores" or "tokens" (see `evatok_jax.curate`)."""
+    """A map over windows: "scores", "tokens" or "assignments" (see `evatok_jax.curate`)."""
     return ConfigDict(
         dict(
             job="curate",
-            name=kind,
+            name=f"{kind}-{args.split}",
             map=kind,
             seed=args.seed,
             tokenizer=args.tokenizer,
+            router=args.get("router", ""),  # in place of the tokenizer's own
             data=dict(path=args.data, split=args.split, flip=False),
             windows=args.windows,
             batch_size=args.batch,
@@ -199,15 +200,33 @@ def curation_config(args, kind: str) -> ConfigDict:
     )
 
 
+def scores_config(args) -> ConfigDict:
+    """Scores of all assignments, from which a router's labels are made."""
+    config = curation_config(args, "scores")
+    config.lpips_net = args.net
+    config.search = "prefix_tree"
+    return config
+
+
 def tokens_config(args) -> ConfigDict:
     """The table on which a generator trains; for frame prediction with `first` frames given."""
     config = curation_config(args, "tokens")
-    config.name = f"tokens-{args.split}"
     config.fixed = (0,)  # or the lengths of every clip's blocks
     config.condition = dict(frames=args.first, lengths=K600_LENGTHS if args.first else ())
     config.data.flip = args.flip
     config.shard_size = 256
     return config
+
+
+def assignments_config(args) -> ConfigDict:
+    """The lengths that a router gives each window."""
+    config = curation_config(args, "assignments")
+    config.data.flip = args.flip
+    config.shard_size = 4096
+    return config
+
+
+CURATION = {"scores": scores_config, "tokens": tokens_config, "assignments": assignments_config}
 
 
 def router_config(args) -> ConfigDict:

@@ -137,6 +137,13 @@ def data_annotate(args) -> None:
     )
 
 
+def data_show(args) -> None:
+    """Writes a page with clips of a data set, what its videos are like, and what was left out."""
+    from evatok_jax.report.data_page import write_data_page
+
+    print(write_data_page(args.data, args.out))
+
+
 def opened(directory: str):
     """The model of an export or workdir."""
     from evatok_jax.api import load
@@ -255,6 +262,13 @@ def parser() -> argparse.ArgumentParser:
         ),
         ("--net", dict(choices=("vgg", "alex"), default="vgg", help="of LPIPS, for scores")),
         ("--batch", dict(type=int, default=16)),
+        under=data,
+    )
+    command(
+        data_show,
+        "show",
+        ("data", dict(help="folder of a data set")),
+        ("--out", dict(required=True, help="the page to write")),
         under=data,
     )
     return top

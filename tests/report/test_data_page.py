@@ -76,7 +76,7 @@ def test_numbers_are_those_of_the_data_set(page, data):
     assert sum(manifest["splits"].values()) == 10 and len(manifest["skipped"]) == 1
     for said in (*CLASSES, manifest["identity"], manifest["skipped"][0]["reason"], "48 x 32"):
         assert said in text
-    stacks = "".join(re.findall(r"^[\d.e+]+ to [\d.e+]+: .*$", text, re.MULTILINE))
+    stacks = "\n".join(re.findall(r"^[\d.e+]+ to [\d.e+]+: .*$", text, re.MULTILINE))
     # Three histograms, in each of which each video stands once.
     assert sum(map(int, re.findall(r"(?:train|test) (\d+)", stacks))) == 30
 

@@ -129,13 +129,13 @@ def curate(config: ConfigDict, workdir: Path) -> None:
     exports = load_models(config)
     model = prepare(config, exports)
     g = model.geometry
-    of = grid(config.data.path, config.data.split, g.frames)
+    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    of = grid(clips)
     digests = {name: export.digest for name, export in exports.items()}
     workdirs.claim(workdir, config, digests | {"data": of["data"]})
     if workdirs.finished(workdir):
         logging.info("%s is finished", workdir)
         return
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = choose(clips, config.windows, config.seed)
     flips = (False, True) if config.data.flip else (False,)
     shards = -(-len(windows) // config.shard_size)

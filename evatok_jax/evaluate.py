@@ -55,7 +55,7 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
     routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
     found = bench.run("all", rules | routed)
     # The search has seen only some windows: the rule that it stands for is measured on those.
-    check_origin(config.scores_test, grid(config.data.path, config.data.split, g.frames))
+    check_origin(config.scores_test, grid(bench.clips))
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
     rows = bench.rows(table["record"], table["window"])

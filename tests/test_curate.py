@@ -48,6 +48,10 @@ def data(tmp_path_factory):
     return build(home / "videos", home / "set")
 
 
+def clips_of(data):
+    return Clips(data, "train", G.frames, G.height, G.width)
+
+
 def annotate(data, kind, out, *options):
     cli.main(["data", "annotate", str(data), "--kind", kind, "--out", str(out), *options])
     return out / "table"
@@ -57,8 +61,8 @@ def test_assignments_are_the_routers(data, export, router, tmp_path, capsys):
     table = annotate(data, "assignments", tmp_path / "a", "--router", str(router))
     said = json.loads(capsys.readouterr().out)
     assert said["rows"] == 12 and said["columns"]["lengths"] == ["int32", 4]
-    sidecar = Sidecar(table, grid(data, "train", G.frames))
-    clips, tokenizer = Clips(data, "train", G.frames, G.height, G.width), load_model(export)
+    clips, tokenizer = clips_of(data), load_model(export)
+    sidecar = Sidecar(table, grid(clips))
     tokenizer.use_router(router)
     windows = clips.windows()
     assert len(windows) == 6
@@ -104,11 +108,11 @@ def test_stopped_and_continued_is_never_stopped(data, router, tmp_path):
 def test_another_data_set_is_another_table(data, router, tmp_path, capsys):
     moved = shutil.copytree(data, tmp_path / "set")
     table = annotate(moved, "assignments", tmp_path / "a", "--router", str(router))
-    Sidecar(table, grid(data, "train", G.frames))  # the same data set, elsewhere
+    Sidecar(table, grid(clips_of(data)))  # the same data set, elsewhere
     shutil.rmtree(moved)
     build(tmp_path / "videos", moved, seed=1)
     with pytest.raises(ValueError, match="other windows"):
-        Sidecar(table, grid(moved, "train", G.frames))
+        Sidecar(table, grid(clips_of(moved)))
     with pytest.raises(SystemExit):
         annotate(moved, "assignments", tmp_path / "a", "--router", str(router))
     assert "inputs.data" in capsys.readouterr().err

@@ -15,20 +15,21 @@ from jaxtyping import Bool, Int
 
 from evatok_jax.atomic import replacing
 from evatok_jax.config import differences
+from evatok_jax.data.pipeline import Clips
 from evatok_jax.data.plans import host_indices
-from evatok_jax.data.records import read_manifest
 from evatok_jax.workdir import read_json, write_json
 
 ORIGIN = "origin.json"
 
 
-def grid(path: str | Path, split: str, frames: int, fps: float = 0.0) -> dict:
-    """What names the windows of a split: data set, clip length, and frame rate (0: native).
+def grid(clips: Clips) -> dict:
+    """What names the windows of a split: data set, length of a clip, and frame rate (0: native).
 
     A table of other windows says nothing about these.
     """
-    identity = read_manifest(Path(path))["identity"]
-    return {"data": identity, "split": split, "frames": frames, "fps": fps}
+    names = {name: getattr(clips, name) for name in ("split", "frames")}
+    # Clips without a rate of their own have the video's.
+    return {"data": clips.manifest["identity"], "fps": getattr(clips, "fps", 0.0)} | names
 
 
 def write_origin(directory: Path, windows: dict, shards: int, kind: str, models: Mapping) -> None:

@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 
-from evatok_jax.data.records import FORMAT
 from evatok_jax.data.tables import (
     Sidecar,
     check_origin,
-    grid,
     read_table,
     write_origin,
     write_shard,
 )
-from evatok_jax.workdir import write_json
 
 WINDOWS = {"data": "abc", "split": "train", "frames": 16, "fps": 0.0}
 
@@ -66,10 +63,3 @@ def test_what_is_not_finished_is_refused(table):
     assert len(read_table(table)["record"]) == 12  # of a table that says nothing of itself
     with pytest.raises(FileNotFoundError, match=r"origin.json is not there"):
         check_origin(table, WINDOWS)
-
-
-def test_a_grid_is_named_by_its_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no data set"):
-        grid(tmp_path, "train", 16)
-    write_json(tmp_path / "manifest.json", {"format": FORMAT, "identity": "abc", "shards": []})
-    assert grid(tmp_path, "train", 16) == WINDOWS

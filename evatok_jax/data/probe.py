@@ -54,6 +54,17 @@ class Scan:
     fps: float
     look: tuple
 
+    def probe(
+        self, keyframes: Int64[np.ndarray, "n 2"], start: int = 0, stop: int | None = None
+    ) -> "Probe":
+        """What is to be known of frames start to stop, or of all, as a video of their own."""
+        times = self.times[start : None if stop is None else stop + 1]
+        return Probe(
+            len(times) - 1,
+            *(self.height, self.width, self.fps),
+            *(times - times[0], self.motion[start:stop], keyframes),
+        )
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -82,11 +93,7 @@ def probe(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Pro
     `progress` is called after each frame. Raises BadVideo as `scan` does.
     """
     found = scan(source, progress)
-    keyframes = trusted(source, found, progress)
-    return Probe(
-        len(found.sums),
-        *(found.height, found.width, found.fps, found.times, found.motion, keyframes),
-    )
+    return found.probe(trusted(source, found, progress))
 
 
 def scan(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Scan:

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from io import IOBase
 from itertools import islice
 
@@ -215,9 +216,10 @@ def _check_length(container, stream, stamps: list[int | None]) -> None:
             there = f"{count} of {stream.frames} frames"
             raise BadVideo(f"cut off: {there} can be decoded", "cut off")
     elif container.duration and not container.streams.audio and None not in stamps:
-        # Matroska and the like announce seconds only, and count the sound in.
-        seconds = float((max(stamps) - min(stamps)) * stream.time_base)
-        announced = container.duration / av.time_base
-        if count > 1 and seconds * count / (count - 1) < PRESENT * announced:
+        # Matroska and the like announce only the second at which all ends, the sound's end too.
+        span = max(stamps) - min(stamps)
+        end = max(stamps) - min(0, min(stamps)) + Fraction(span, max(1, count - 1))
+        seconds, announced = float(end * stream.time_base), container.duration / av.time_base
+        if count > 1 and seconds < PRESENT * announced:
             there = f"{seconds:.2f} of {announced:.2f} seconds"
             raise BadVideo(f"cut off: {there} can be decoded", "cut off")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from evatok_jax.atomic import replacing
 from evatok_jax.workdir import read_json
@@ -79,6 +80,7 @@ def write_shard(
     written beside and renamed. Returns the shard's file, split, records, bytes and SHA-256.
     """
     spec, count = features(classes), 0
+    serializer = ExampleSerializer(spec.get_serialized_info())
     path = directory / shard_name(split, number, total)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     columns = {name: [] for name in ("key", *_INDEX)}
@@ -88,7 +90,9 @@ def write_shard(
             for name, column in columns.items():
                 column.append(record[name])
             stored = {name: value for name, value in record.items() if name != "motion"}
-            writer.write(spec.serialize_example(stored))
+            example = serializer.get_tf_example(spec.encode_example(stored))
+            # Otherwise the order of the fields differs from process to process.
+            writer.write(example.SerializeToString(deterministic=True))
             count += 1
         writer.close()
         found = describe(beside)

@@ -17,7 +17,7 @@ import numpy as np
 from evatok_jax.data.container import BadVideo, open_video
 
 LIMIT = 32_000_000  # bytes of a record
-_A_PACKET, _A_FILE = 64, 65_536  # at most so many bytes do they cost beside the pictures
+_A_PACKET, _A_FILE = 64, 16_384  # at most so many bytes do they cost beside the pictures
 
 
 @dataclass(frozen=True)

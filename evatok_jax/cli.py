@@ -103,7 +103,7 @@ def report(args) -> None:
 
 def data_build(args) -> None:
     """Builds a data set from a source of videos."""
-    from evatok_jax.data.builder import build_main
+    from evatok_jax.data.builders.command import build_main
 
     options = vars(args)
     build_main(**{k: v for k, v in options.items() if k not in ("run", "command", "action")})
@@ -141,7 +141,14 @@ def data_show(args) -> None:
     """Writes a page with clips of a data set, what its videos are like, and what was left out."""
     from evatok_jax.report.data_page import write_data_page
 
-    print(write_data_page(args.data, args.out))
+    print(write_data_page(args.directory, args.out))
+
+
+def data_check(args) -> None:
+    """Verifies that a data set is what its manifest says and can be read."""
+    from evatok_jax.data.builders.command import check_main
+
+    check_main(args.directory)
 
 
 def opened(directory: str):
@@ -240,9 +247,11 @@ def parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="data sets").add_subparsers(
         dest="action", required=True
     )
-    from evatok_jax.data.builder import add_build_arguments
+    from evatok_jax.data.builders.command import add_build_arguments
 
     add_build_arguments(command(data_build, "build", under=data))
+    directory = ("directory", dict(help="of a data set"))
+    command(data_check, "check", directory, under=data)
     command(
         data_annotate,
         "annotate",
@@ -267,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
     command(
         data_show,
         "show",
-        ("data", dict(help="folder of a data set")),
+        directory,
         ("--out", dict(required=True, help="the page to write")),
         under=data,
     )

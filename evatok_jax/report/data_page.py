@@ -1,13 +1,15 @@
 """The page of a data set: some of its clips, what its videos are like, and what was left out."""
 
-import re
+import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from evatok_jax.atomic import replacing
+from evatok_jax.data.builders.build import SKIPPED
 from evatok_jax.data.pipeline import Clips
 from evatok_jax.data.records import open_records, read_index, read_manifest
 from evatok_jax.report import media
@@ -49,7 +51,7 @@ def write_data_page(directory: str | Path, out: str | Path) -> Path:
         ("lengths", "Length and motion", _lengths_section(indices)),
         ("pictures", "Pictures", _pictures_section(opened)),
         ("classes", "Classes", _classes_section(manifest, indices)),
-        ("skipped", "What was left out", _skipped_section(manifest)),
+        ("skipped", "What was left out", _skipped_section(directory, manifest)),
         ("shards", "Shards", _shards_section(manifest)),
     ]
     page = document(f"EVATok data: {name}", _masthead(name, manifest, indices), sections)
@@ -59,19 +61,19 @@ def write_data_page(directory: str | Path, out: str | Path) -> Path:
 
 
 def _masthead(name: str, manifest: dict, indices: dict[str, Index]) -> Html:
-    videos, skipped = sum(manifest["splits"].values()), len(manifest["skipped"])
+    records, skipped = sum(manifest["splits"].values()), sum(manifest["skipped"].values())
     seconds = sum(float(index["duration"].sum()) for index in indices.values())
     splits = ", ".join(f"{split} {count:,}" for split, count in manifest["splits"].items())
     facts = [
-        ("Videos", fixed(videos), splits),
-        ("Hours", fixed(seconds / 3600, 1), f"{duration(seconds / videos)} a video"),
+        ("Records", fixed(records), splits),
+        ("Hours", fixed(seconds / 3600, 1), f"{duration(seconds / records)} a record"),
         ("Classes", fixed(len(manifest["classes"])), ""),
         (
             "Size",
             fixed(manifest["bytes"] / 1e6, 1, " MB"),
             f"{fixed(len(manifest['shards']))} shards",
         ),
-        ("Left out", fixed(skipped), percent(skipped / (videos + skipped))),
+        ("Left out", fixed(skipped), f"of {fixed(manifest['listed'])} that the source lists"),
     ]
     return join(
         tag("p", "EVATok data set", class_="kicker"),
@@ -167,23 +169,23 @@ def _opened(directory: Path, split: str, index: Index) -> list[tuple[str, str]]:
 def _pictures_section(opened: dict[str, list[tuple[str, str]]]) -> Html:
     """Resolutions and frame rates."""
     rows = [row for found in opened.values() for row in found]
-    note = f"Of {len(rows):,} videos, evenly spread over the splits."
-    sizes = _counted("width x height", Counter(size for size, _ in rows))
-    rates = _counted("frames a second", Counter(rate for _, rate in rows))
+    note = f"Of {len(rows):,} records, evenly spread over the splits."
+    sizes = _counted("width x height", "records", Counter(size for size, _ in rows))
+    rates = _counted("frames a second", "records", Counter(rate for _, rate in rows))
     return join(tag("p", note, class_="lead"), tag("div", sizes, rates, class_="columns"))
 
 
 def _classes_section(manifest: dict, indices: dict[str, Index]) -> Html:
-    """Videos of each class."""
+    """Records of each class."""
     total = Counter()
     for index in indices.values():
         labels, counts = np.unique(index["label"], return_counts=True)
         for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
             total[manifest["classes"][label]] += count
-    return _counted("class", total)
+    return _counted("class", "records", total)
 
 
-def _counted(what: str, found: Counter) -> Html:
+def _counted(what: str, of: str, found: Counter) -> Html:
     """A table of the most frequent, with bars."""
     most, total = found.most_common(LISTED), sum(found.values())
     rows = [
@@ -192,23 +194,20 @@ def _counted(what: str, found: Counter) -> Html:
     ]
     rest = len(found) - len(most)
     more = tag("p", f"and {rest:,} more", class_="note") if rest else None
-    return join(table((what, "videos", "share", ""), rows), more)
+    return join(table((what, of, "share", ""), rows), more)
 
 
-def _skipped_section(manifest: dict) -> Html:
+def _skipped_section(directory: Path, manifest: dict) -> Html:
     """Causes, and the first of the videos."""
-    skipped = manifest["skipped"]
-    if not skipped:
+    causes = Counter(manifest["skipped"])
+    if not causes.total():
         return tag("p", "Nothing: every video of the source is in the data set.")
-    # Numbers in a reason belong to the video, not to the cause.
-    causes = Counter(re.sub(r"\d[\d.]*", "N", row["reason"]) for row in skipped)
-    rows = [
-        (row["key"], tag("span", row["split"]), tag("span", row["reason"]))
-        for row in skipped[:LISTED]
-    ]
-    title = f"The first {len(rows)} of {len(skipped):,}" if len(rows) < len(skipped) else "All"
-    named = table(("video", "split", "reason"), rows)
-    return join(_counted("reason", causes), tag("details", tag("summary", title), named))
+    with (directory / SKIPPED).open(encoding="utf-8") as lines:
+        first = [json.loads(line) for line in islice(lines, LISTED)]
+    rows = [(row["key"], tag("span", row["split"]), tag("span", row["reason"])) for row in first]
+    title = f"The first {LISTED} of {causes.total():,}" if causes.total() > LISTED else "All"
+    named = tag("details", tag("summary", title), table(("video", "split", "reason"), rows))
+    return join(_counted("cause", "videos", causes), named)
 
 
 def _shards_section(manifest: dict) -> Html:

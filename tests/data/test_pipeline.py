@@ -8,9 +8,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from evatok_jax.data.builder import build
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
+from evatok_jax.data.builders.listing import VideoFile, listed
 from evatok_jax.data.pipeline import Clips, eval_clips, train_clips
-from evatok_jax.data.sources import Source, VideoFile, source
 
 SHAPE = {"frames": 8, "height": 16, "width": 16}
 
@@ -18,7 +19,7 @@ SHAPE = {"frames": 8, "height": 16, "width": 16}
 @pytest.fixture
 def data(tmp_path, class_folder):
     """11 training records of 18 to 38 frames and one for testing."""
-    build(source("folder", class_folder), tmp_path / "data", shards=2)
+    build(source("folder", class_folder), tmp_path / "data", shards=2, workers=0)
     return tmp_path / "data"
 
 
@@ -153,10 +154,10 @@ def test_evaluation_covers_every_window_once(data):
 def test_parts_keep_to_their_frames(tmp_path, videos):
     path = videos.write(tmp_path / "v.avi", videos.pictures(80))
     parts = (
-        VideoFile(path, "v", "train", share=(0.0, 0.25)),
-        VideoFile(path, "v", "test", share=(0.3, 0.55)),
+        ("train", VideoFile(path, "v", share=(0.0, 0.25))),
+        ("test", VideoFile(path, "v", share=(0.3, 0.55))),
     )
-    build(Source("samples", parts, ("unlabelled",), ""), tmp_path / "data")
+    build(listed("samples", parts, ("unlabelled",), ""), tmp_path / "data", workers=0)
     np.testing.assert_array_equal(
         Clips(tmp_path / "data", "test", **SHAPE).windows(), [[0, 24], [0, 32]]
     )

@@ -1,6 +1,8 @@
 """The page of a data set: whole in itself, every number from the data, nothing unescaped."""
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from videos import encode
 
 from evatok_jax import cli
+from evatok_jax.data.builders.build import SKIPPED
 from evatok_jax.data.records import read_manifest
 from evatok_jax.report import data_page
 from evatok_jax.report.markup import _VOID
@@ -50,11 +53,6 @@ def data(tmp_path_factory):
     (folder / "z.mp4").write_bytes(b"no video")
     source, out = str(home / "videos"), str(home / "set")
     cli.main(["data", "build", "folder", "--source", source, "--out", out, "--max-bad", "0.5"])
-    for path in (home / "set").glob("index-*.npz"):  # what indices of format 2 have by themselves
-        columns = dict(np.load(path))
-        columns.setdefault("duration", (columns["last"] - columns["first"]) / np.float32(25))
-        columns.setdefault("motion", rng.gamma(2.0, 2.0, len(columns["key"])).astype(np.float32))
-        np.savez(path, **columns)
     return home / "set"
 
 
@@ -73,8 +71,9 @@ def test_the_page_needs_nothing_else(page):
 
 def test_numbers_are_those_of_the_data_set(page, data):
     manifest, text = read_manifest(data), "\n".join(page.text)
-    assert sum(manifest["splits"].values()) == 10 and len(manifest["skipped"]) == 1
-    for said in (*CLASSES, manifest["identity"], manifest["skipped"][0]["reason"], "48 x 32"):
+    assert sum(manifest["splits"].values()) == 10 and sum(manifest["skipped"].values()) == 1
+    (row,) = map(json.loads, (data / SKIPPED).read_text(encoding="utf-8").splitlines())
+    for said in (*CLASSES, manifest["identity"], row["key"], row["reason"], "48 x 32"):
         assert said in text
     stacks = "\n".join(re.findall(r"^[\d.e+]+ to [\d.e+]+: .*$", text, re.MULTILINE))
     # Three histograms, in each of which each video stands once.
@@ -91,17 +90,18 @@ def test_a_clip_that_cannot_be_read_says_so(data, tmp_path, monkeypatch):
     assert "record 0 is &lt;broken&gt;" in text and "<img" not in text
 
 
-def test_many_causes_are_counted_without_their_numbers(data, tmp_path, monkeypatch):
-    manifest = read_manifest(data)
-    manifest["skipped"] = [
-        {"key": f"v{n}", "split": "train", "reason": f"cut off: {n} of 300.5 frames"}
-        for n in range(250)
-    ]
+def test_of_many_left_out_the_first_are_named(data, tmp_path, monkeypatch):
+    manifest = read_manifest(data) | {"skipped": {"cut off": 249, "<odd>": 1}, "listed": 260}
     monkeypatch.setattr(data_page, "read_manifest", lambda _: manifest)
-    data_page.write_data_page(data, tmp_path / "page.html")
+    copy = shutil.copytree(data, tmp_path / "set")
+    with (copy / SKIPPED).open("w", encoding="utf-8") as lines:
+        for n in range(250):
+            row = {"key": f"v{n}", "split": "train", "cause": "cut off", "reason": f"{n} of 300"}
+            lines.write(json.dumps(row) + "\n")
+    data_page.write_data_page(copy, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "cut off: N of N frames" in text and "The first 100 of 250" in text
-    assert "v99<" in text and "v100<" not in text
+    assert "&lt;odd&gt;" in text and "99.6 %" in text and "The first 100 of 250" in text
+    assert ">v99<" in text and ">v100<" not in text
 
 
 def test_no_data_set_is_one_line(tmp_path, capsys):

@@ -30,9 +30,9 @@ import numpy as np
 SHOWN = ("clips/s", "of", "ratio", "CPU ms/clip", "start s", "MB")
 CONTENDERS = {  # name: what runs, with how many workers, as how many processes, compared with what
     "pipeline, 1 worker": ("pipeline", 1, 1, "bare"),
-    "pipeline, 2 workers": ("pipeline", 2, 1, "bare x 2"),
-    "pipeline, in process": ("pipeline", 0, 1, "bare"),
     "bare": ("bare", 0, 1, None),
+    "pipeline, in process": ("pipeline", 0, 1, "bare"),
+    "pipeline, 2 workers": ("pipeline", 2, 1, "bare x 2"),
     "bare x 2": ("bare", 0, 2, None),
     "torchcodec": ("torchcodec", 0, 1, "bare"),
     "decord": ("decord", 0, 1, "bare"),
@@ -330,7 +330,7 @@ def play(args) -> dict:
     batches = args.clips // args.batch
     for number in range(args.rounds):
         windows = []
-        for contender in playing.values():  # pipelines come first, all with the same windows
+        for contender in playing.values():  # the first says which windows; rivals are neighbours
             windows = contender.turn(batches, windows)
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     first = playing["pipeline, 1 worker"].children[0]
@@ -379,8 +379,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=256, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clips", type=int, default=128, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", help="where to write all numbers")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)

@@ -16,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from evatok_jax.config import digest
-from evatok_jax.data.decode import BadVideo, Probe, probe
+from evatok_jax.data.container import BadVideo
+from evatok_jax.data.probe import Probe, probe
 from evatok_jax.data.records import FORMAT, MANIFEST, read_manifest, write_metadata, write_split
 from evatok_jax.data.sources import SOURCES, Source, VideoFile, source
 from evatok_jax.workdir import write_json
@@ -46,6 +47,8 @@ class _Usable:
             "width": self.probe.width,
             "fps": self.probe.fps,
             "keyframes": self.probe.keyframes,
+            "times": self.probe.times[:-1],
+            "duration": self.probe.times[self.last] - self.probe.times[self.first],
         }
 
 

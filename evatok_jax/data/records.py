@@ -15,12 +15,19 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float64
 
 from evatok_jax.workdir import read_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-_INDEX = {"label": np.int32, "first": np.int32, "last": np.int32}
+_INDEX = {
+    "label": np.int32,
+    "first": np.int32,
+    "last": np.int32,
+    "duration": np.float32,
+}
+_STEADY = 1e-6  # seconds by which the frames of a video of constant rate may be off
 
 
 def features(classes: Iterable[str]) -> tfds.features.FeaturesDict:
@@ -40,6 +47,10 @@ def features(classes: Iterable[str]) -> tfds.features.FeaturesDict:
             "keyframes": tfds.features.Tensor(
                 shape=(None, 2), dtype=np.int64, doc="(frame, time stamp) to seek to"
             ),
+            "times": tfds.features.Tensor(
+                shape=(None,), dtype=np.float64, doc="seconds from the first frame to each frame"
+            ),
+            "duration": scalar(np.float64, doc="seconds of the frames from first to last"),
         }
     )
 
@@ -47,6 +58,14 @@ def features(classes: Iterable[str]) -> tfds.features.FeaturesDict:
 def name_hash(key: str) -> int:
     """The CRC-32 of a video's name: its number in batches, the same in every data set."""
     return zlib.crc32(key.encode())
+
+
+def constant_rate(times: Float64[np.ndarray, " frames"]) -> float:
+    """Frames a second of a video whose frame i starts at i / rate, 0 of any other."""
+    if len(times) < 2:
+        return 0.0
+    rate = (len(times) - 1) / times[-1]
+    return float(rate) if np.abs(times - np.arange(len(times)) / rate).max() < _STEADY else 0.0
 
 
 def write_split(
@@ -57,7 +76,7 @@ def write_split(
     Returns for each shard its file, split, records, bytes and SHA-256.
     """
     spec, records, files = features(classes), iter(records), []
-    index = {name: [] for name in ("key", *_INDEX)}
+    index, rates = {name: [] for name in ("key", *_INDEX)}, []
     for number, size in enumerate(sizes):
         path = Path(
             _template(directory, split).sharded_filepath(shard_index=number, num_shards=len(sizes))
@@ -68,6 +87,7 @@ def write_split(
             writer.write(spec.serialize_example(spec.encode_example(record)))
             for name, column in index.items():
                 column.append(record[name])
+            rates.append(constant_rate(record["times"]))
         writer.close()
         files.append(
             {
@@ -79,6 +99,7 @@ def write_split(
             }
         )
     columns = {name: np.array(index[name], dtype) for name, dtype in _INDEX.items()}
+    columns["rate"] = np.array(rates, np.float64)
     columns["key"] = np.array([key.encode() for key in index["key"]], np.bytes_)
     columns["hash"] = np.array([name_hash(key) for key in index["key"]], np.uint32)
     np.savez_compressed(_index_path(directory, split), **columns)

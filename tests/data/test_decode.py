@@ -9,7 +9,8 @@ from av.stream import Disposition
 from PIL import Image
 
 from evatok_jax.data.container import BadVideo
-from evatok_jax.data.decode import Fit, probe, window
+from evatok_jax.data.decode import Fit, window
+from evatok_jax.data.probe import probe
 from evatok_jax.storage.video_files import Video
 
 

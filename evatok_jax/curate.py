@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.api import Tokenizer
-from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import eval_clips
 from evatok_jax.data.tables import shard_path, write_shard
 from evatok_jax.interrupt import Interrupt
 from evatok_jax.names import nearest
@@ -101,7 +102,7 @@ def curate(config: ConfigDict, workdir: Path) -> None:
         return
     tokenizer = Tokenizer(export, config.batch_size)
     g = tokenizer.geometry
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    clips = Clips.of(config.data, config.data.split, g)
     windows = choose(clips, config.windows, config.seed)
     flips = (False, True) if config.data.flip else (False,)
     shards = -(-len(windows) // config.shard_size)

@@ -7,17 +7,19 @@ how it came to be), whose presence says that the build has ended.
 """
 
 import hashlib
+import json
+import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from jaxtyping import Float64
-
-from evatok_jax.workdir import read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -128,23 +130,27 @@ def write_metadata(directory: Path, classes: Iterable[str], files: list[dict]) -
     )
 
 
-def read_manifest(directory: Path) -> dict:
+def read_manifest(directory: str | os.PathLike) -> dict:
     """The manifest of a finished data set, whose shards have the sizes that it states.
+
+    Far away (gs:// and the like) it takes too long to look at them all: there the sizes come out
+    when shards are read.
 
     Raises FileNotFoundError where there is none, ValueError where a shard is absent or of another
     size or the format is another one.
     """
+    directory = epath.Path(directory)
     if not (directory / MANIFEST).is_file():
         raise FileNotFoundError(
             f"no data set in {directory}: make one with `evatok data build NAME --out {directory}`"
         )
-    manifest = read_json(directory / MANIFEST)
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{directory} has data format {manifest.get('format')}, this version reads {FORMAT}: "
             "build it again into another folder"
         )
-    for file in manifest["shards"]:
+    for file in () if "://" in os.fspath(directory) else manifest["shards"]:
         path = directory / file["file"]
         found = path.stat().st_size if path.is_file() else "no"
         if found != file["bytes"]:
@@ -155,10 +161,33 @@ def read_manifest(directory: Path) -> dict:
     return manifest
 
 
-def read_index(directory: Path, split: str) -> dict[str, np.ndarray]:
-    """The columns key, hash, label, first and last of a split, a row for each record."""
-    with np.load(_index_path(directory, split), allow_pickle=False) as file:
-        return {**file, "key": np.char.decode(file["key"], "utf-8")}
+class Index(Mapping):
+    """Columns with a row for each record of a split, read when they are asked for.
+
+    key (str), hash, label, first, last, duration in seconds, rate (`constant_rate`).
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str):
+        self._path, self._columns = _index_path(epath.Path(directory), split), {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            with self._opened() as file:
+                column = file[name]
+            self._columns[name] = np.char.decode(column, "utf-8") if name == "key" else column
+        return self._columns[name]
+
+    def __iter__(self):
+        with self._opened() as file:
+            return iter(list(file.files))
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+    @contextmanager
+    def _opened(self):
+        with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def open_records(directory: Path, split: str):
@@ -166,7 +195,12 @@ def open_records(directory: Path, split: str):
     return tfds.builder_from_directory(str(directory)).as_data_source(split)
 
 
-def _index_path(directory: Path, split: str) -> Path:
+def read_index(directory: str | os.PathLike, split: str) -> Index:
+    """What a pipeline must know of every record without reading it."""
+    return Index(directory, split)
+
+
+def _index_path(directory, split: str):
     return directory / f"index-{split}.npz"
 
 

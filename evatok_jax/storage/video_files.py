@@ -160,9 +160,7 @@ class Video:
         """Chooses the time stamps: presentation times, else decoding times, else the frame rate."""
         rate = self._track.average_rate or self._track.guessed_rate
         try:
-            times, self.time_base = frame_times(
-                presented, decoded, duration, rate, self.time_base
-            )
+            times, self.time_base = frame_times(presented, decoded, duration, rate, self.time_base)
         except BadVideo as error:
             raise ValueError(f"{self._path}: {error}") from error
         self.timestamps = times - min(0, int(times[0]))

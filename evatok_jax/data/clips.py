@@ -28,7 +28,6 @@ Batch = dict[str, np.ndarray]
 
 SHORT = "skip", "hold"
 _LATE = 1e-4  # seconds by which a frame may come late and count as shown all the same
-_ROUNDING = 1e-3  # seconds; durations in the index are float32
 
 
 class BadClip(ValueError):
@@ -134,8 +133,9 @@ class Clips:
     def _fixed(self) -> Int64[np.ndarray, " n"]:
         """How many windows without overlap each record has, the first from its first frame on."""
         if self.fps:
-            # The last frame of a window must still be shown at its time.
-            seconds = self.index["duration"].astype(np.float64) - _LATE
+            # The last frame of a window must be shown at its time, even where the first one is late
+            # and the duration, in single precision, a little too long.
+            seconds = self.index["duration"].astype(np.float64) * (1 - 1e-7) - 2 * _LATE
             room = seconds * self.fps - (self.frames - 1)
             counts = np.ceil(room / self.frames)
         else:
@@ -265,8 +265,8 @@ class Clips:
         steps, first, last = np.arange(self.frames), row["first"], row["last"]
         if self.fps and first <= start < last:
             numbers = _shown(row, start, steps / self.fps)
-            end = row["times"][first] + row["duration"] + _ROUNDING
-            fits = row["times"][start] + steps[-1] / self.fps < end
+            end = row["times"][first] + row["duration"]
+            fits = row["times"][start] + steps[-1] / self.fps + _LATE < end
         else:
             numbers = start + steps
             fits = first <= start and numbers[-1] < last

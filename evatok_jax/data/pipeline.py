@@ -173,8 +173,11 @@ def train_clips(
                 if not batch:
                     raise ValueError(f"{_TRIES} clips in a row cannot be read: {quarantine}")
                 yield batch
-        finally:
+        except ChildProcessError:
+            raise  # to close would be to wait for a worker that is gone
+        except BaseException:
             iterator.close()
+            raise
 
     return handed_out()
 

@@ -210,7 +210,8 @@ def _check_length(container, stream, stamps: list[int | None]) -> None:
     elif container.duration and not container.streams.audio and None not in stamps:
         # Matroska and the like announce seconds only, and count the sound in.
         seconds = float((max(stamps) - min(stamps)) * stream.time_base)
-        announced = container.duration / av.time_base
+        # They count from 0 on, wherever the pictures begin.
+        announced = (container.duration - max(container.start_time or 0, 0)) / av.time_base
         if count > 1 and seconds * count / (count - 1) < PRESENT * announced:
             there = f"{seconds:.2f} of {announced:.2f} seconds"
             raise BadVideo(f"cut off: {there} can be decoded", "cut off")

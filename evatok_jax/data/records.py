@@ -151,7 +151,7 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             "build it again into another folder"
         )
     for file in () if "://" in os.fspath(directory) else manifest["shards"]:
-        path = directory / file["file"]
+        path = Path(directory) / file["file"]
         found = path.stat().st_size if path.is_file() else "no"
         if found != file["bytes"]:
             raise ValueError(

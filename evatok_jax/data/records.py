@@ -80,7 +80,6 @@ def write_shard(
     written beside and renamed. Returns the shard's file, split, records, bytes and SHA-256.
     """
     spec, count = features(classes), 0
-    serializer = ExampleSerializer(spec.get_serialized_info())
     path = directory / shard_name(split, number, total)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     columns = {name: [] for name in ("key", *_INDEX)}
@@ -89,10 +88,7 @@ def write_shard(
         for record in records:
             for name, column in columns.items():
                 column.append(record[name])
-            stored = {name: value for name, value in record.items() if name != "motion"}
-            example = serializer.get_tf_example(spec.encode_example(stored))
-            # Otherwise the order of the fields differs from process to process.
-            writer.write(example.SerializeToString(deterministic=True))
+            writer.write(_serialized(spec, record))
             count += 1
         writer.close()
         found = describe(beside)
@@ -213,6 +209,13 @@ def open_records(directory: Path, split: str):
 def shard_name(split: str, number: int, total: int) -> str:
     """The file name of a shard."""
     return _template(Path(), split).sharded_filepath(shard_index=number, num_shards=total).name
+
+
+def _serialized(spec: tfds.features.FeaturesDict, record: dict) -> bytes:
+    """A record as `spec.serialize_example` gives it, but the same bytes in every process."""
+    stored = spec.encode_example({name: record[name] for name in spec})
+    example = ExampleSerializer(spec.get_serialized_info()).get_tf_example(stored)
+    return example.SerializeToString(deterministic=True)
 
 
 def _write_columns(path: Path, columns: dict[str, list]) -> None:

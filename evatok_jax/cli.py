@@ -103,10 +103,17 @@ def report(args) -> None:
 
 def data_build(args) -> None:
     """Builds a data set from a source of videos."""
-    from evatok_jax.data.builder import build_main
+    from evatok_jax.data.builders.command import build_main
 
     options = vars(args)
     build_main(**{k: v for k, v in options.items() if k not in ("run", "command", "action")})
+
+
+def data_check(args) -> None:
+    """Verifies that a data set is what its manifest says and can be read."""
+    from evatok_jax.data.builders.command import check_main
+
+    check_main(args.directory)
 
 
 def opened(directory: str):
@@ -205,9 +212,11 @@ def parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="data sets").add_subparsers(
         dest="action", required=True
     )
-    from evatok_jax.data.builder import add_build_arguments
+    from evatok_jax.data.builders.command import add_build_arguments
 
     add_build_arguments(command(data_build, "build", under=data))
+    directory = ("directory", dict(help="of a data set"))
+    command(data_check, "check", directory, under=data)
     return top
 
 

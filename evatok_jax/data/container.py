@@ -111,10 +111,8 @@ def turns(frame: av.VideoFrame) -> Turns:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError as error:
         if frame.rotation not in _ROTATED:
-            degrees = frame.rotation
-            raise BadVideo(
-                f"a rotation by {degrees} degrees is no quarter turn", "turned"
-            ) from error
+            turn = f"a rotation by {frame.rotation} degrees"
+            raise BadVideo(f"{turn} is no quarter turn", "turned") from error
         return _ROTATED[frame.rotation]
     if matrix is None:
         return Turns()

@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from evatok_jax.data.clips import BadClip, Batch, Clips
 from evatok_jax.data.faults import NONE_KNOWN, Fault, Known, Quarantine
-from evatok_jax.data.workers import Journal, begin_worker, watched
+from evatok_jax.data.watch import Journal, begin_worker, watched
 
 _TRIES = 10  # clips at one place; where so many fail, it is not the clips
 _BY_SHARED_MEMORY = 2**16  # bytes from which an array does not go through a pipe

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from io import IOBase
 from itertools import islice
 
@@ -54,6 +55,17 @@ class Scan:
     fps: float
     look: tuple
 
+    def probe(
+        self, keyframes: Int64[np.ndarray, "n 2"], start: int = 0, stop: int | None = None
+    ) -> "Probe":
+        """What is to be known of frames start to stop, or of all, as a video of their own."""
+        times = self.times[start : None if stop is None else stop + 1]
+        return Probe(
+            len(times) - 1,
+            *(self.height, self.width, self.fps),
+            *(times - times[0], self.motion[start:stop], keyframes),
+        )
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -82,11 +94,7 @@ def probe(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Pro
     `progress` is called after each frame. Raises BadVideo as `scan` does.
     """
     found = scan(source, progress)
-    keyframes = trusted(source, found, progress)
-    return Probe(
-        len(found.sums),
-        *(found.height, found.width, found.fps, found.times, found.motion, keyframes),
-    )
+    return found.probe(trusted(source, found, progress))
 
 
 def scan(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Scan:
@@ -208,10 +216,10 @@ def _check_length(container, stream, stamps: list[int | None]) -> None:
             there = f"{count} of {stream.frames} frames"
             raise BadVideo(f"cut off: {there} can be decoded", "cut off")
     elif container.duration and not container.streams.audio and None not in stamps:
-        # Matroska and the like announce seconds only, and count the sound in.
-        seconds = float((max(stamps) - min(stamps)) * stream.time_base)
-        # They count from 0 on, wherever the pictures begin.
-        announced = (container.duration - max(container.start_time or 0, 0)) / av.time_base
-        if count > 1 and seconds * count / (count - 1) < PRESENT * announced:
+        # Matroska and the like announce only the second at which all ends, the sound's end too.
+        span = max(stamps) - min(stamps)
+        end = max(stamps) - min(0, min(stamps)) + Fraction(span, max(1, count - 1))
+        seconds, announced = float(end * stream.time_base), container.duration / av.time_base
+        if count > 1 and seconds < PRESENT * announced:
             there = f"{seconds:.2f} of {announced:.2f} seconds"
             raise BadVideo(f"cut off: {there} can be decoded", "cut off")

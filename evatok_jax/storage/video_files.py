@@ -165,10 +165,11 @@ class Video:
             raise ValueError(f"{self._path}: {error}") from error
         self.timestamps = times - min(0, int(times[0]))
         container = self._container
-        promised = (self._track.duration or 0) * self._track.time_base
+        start, promised = times[0], (self._track.duration or 0) * self._track.time_base
         if not promised and len(container.streams) == 1:
-            promised = Fraction(container.duration or 0, av.time_base)
-        seconds = int(times[-1] - times[0]) * self.time_base
+            # Such containers announce when the video ends, not how long it takes.
+            start, promised = min(0, start), Fraction(container.duration or 0, av.time_base)
+        seconds = int(times[-1] - start) * self.time_base
         if seconds < PRESENT * promised:
             there = f"{float(seconds):.2f} s of {float(promised):.2f} s are there"
             raise ValueError(f"{self._path}: cut off, {there}")

@@ -7,10 +7,11 @@ import av
 import numpy as np
 import pytest
 
-from evatok_jax.data.builder import build
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
+from evatok_jax.data.builders.listing import VideoFile, listed
 from evatok_jax.data.clips import BadClip, Clips
 from evatok_jax.data.decode import Fit
-from evatok_jax.data.sources import Source, VideoFile, source
 
 SIZE = {"height": 16, "width": 16}
 MILLISECOND = Fraction(1, 1000)
@@ -49,9 +50,9 @@ def varying(count, rng, start=0):
 
 
 def one_record(tmp_path, path, parts=None):
-    videos = tuple(VideoFile(path, "v", split, share=share) for split, share in (parts or ()))
-    videos = videos or (VideoFile(path, "v", "train"),)
-    build(Source("made", videos, ("unlabelled",), ""), tmp_path / "data", min_frames=1)
+    parts = parts or [("train", (0.0, 1.0))]
+    videos = [(split, VideoFile(path, "v", share=share)) for split, share in parts]
+    build(listed("made", videos, ("unlabelled",), ""), tmp_path / "data", min_frames=1, workers=0)
     return tmp_path / "data"
 
 
@@ -126,7 +127,7 @@ def test_every_window_that_fits_is_drawn(tmp_path, videos):
 
 def test_short_videos(tmp_path, class_folder):
     """They give no clip, or one that ends with its last frame."""
-    build(source("folder", class_folder), tmp_path / "data")
+    build(source("folder", class_folder), tmp_path / "data", workers=0)
     for fps, needed in ((0.0, 30), (12.5, 59), (50.0, 15)):
         clips = Clips(tmp_path / "data", "train", 30, **SIZE, fps=fps)
         lengths = clips.index["last"]
@@ -153,7 +154,7 @@ def test_fixed_windows_follow_the_rule(tmp_path, videos):
         videos.write(folder / f"{number}.avi", pictures, rate=25)
         videos.write(folder / f"{number}.mp4", pictures, "mp4-b-frames", rate=30)
         write_timed(folder / f"{number}v", pictures, varying(len(pictures), rng))
-    build(source("folder", folder), tmp_path / "data", min_frames=1)
+    build(source("folder", folder), tmp_path / "data", min_frames=1, workers=0)
     varied = 0
     for frames, fps in ((4, 3.0), (5, 7.3), (3, 25.0), (8, 30.0), (1, 0.5)):
         clips, expected = Clips(tmp_path / "data", "train", frames, **SIZE, fps=fps), []

@@ -10,13 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from evatok_jax.data import clips as clips_module
-from evatok_jax.data.builder import build
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
 from evatok_jax.data.clips import BadClip, Clips
 from evatok_jax.data.container import BadVideo
 from evatok_jax.data.deadline import within
 from evatok_jax.data.faults import Fault, Quarantine, read_faults
 from evatok_jax.data.pipeline import train_clips
-from evatok_jax.data.sources import source
 from evatok_jax.stages.stage import BaseStage
 from evatok_jax.workdir import claim
 
@@ -26,7 +26,7 @@ BAD = {2: b"", 7: b"no video" * 50}
 @pytest.fixture
 def whole(tmp_path, class_folder):
     """11 training records."""
-    build(source("folder", class_folder), tmp_path / "whole")
+    build(source("folder", class_folder), tmp_path / "whole", workers=0)
     return tmp_path / "whole"
 
 
@@ -100,7 +100,7 @@ def test_replacements_depend_on_the_place_alone(spoilt):
 def test_frames_in_memory_do_not_make_sound_windows_bad(tmp_path, videos, spoil):
     """A video that is damaged at its end has sound windows before, kept in memory or not."""
     data = videos.write(tmp_path / "videos/v.avi", videos.pictures(60)).read_bytes()
-    build(source("folder", tmp_path / "videos"), tmp_path / "data", max_bad=0.0)
+    build(source("folder", tmp_path / "videos"), tmp_path / "data", max_bad=0.0, workers=0)
     spoilt = spoil(tmp_path / "data", {0: data[: len(data) // 2]})
     plain, kept = opened(spoilt), opened(spoilt, cache_bytes=2**30)
     for start in range(0, 53):

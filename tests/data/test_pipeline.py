@@ -11,10 +11,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from evatok_jax.data.builder import build
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
 from evatok_jax.data.clips import BadClip, Clips
 from evatok_jax.data.pipeline import eval_clips, train_clips
-from evatok_jax.data.sources import source
 
 SHAPE = {"frames": 8, "height": 16, "width": 16}
 
@@ -22,7 +22,7 @@ SHAPE = {"frames": 8, "height": 16, "width": 16}
 @pytest.fixture
 def data(tmp_path, class_folder):
     """11 training records of 18 to 38 frames and one for testing."""
-    build(source("folder", class_folder), tmp_path / "data", shards=2)
+    build(source("folder", class_folder), tmp_path / "data", shards=2, workers=0)
     return tmp_path / "data"
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from evatok_jax.data.builder import build
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
 from evatok_jax.data.clips import Clips
 from evatok_jax.data.container import BadVideo
 from evatok_jax.data.pipeline import train_clips
 from evatok_jax.data.reading import Records
 from evatok_jax.data.shard_cache import ShardCache
-from evatok_jax.data.sources import source
 
 SIZE = 1000
 
@@ -28,7 +28,7 @@ SIZE = 1000
 @pytest.fixture
 def data(tmp_path, class_folder):
     """11 training records in 4 shards."""
-    build(source("folder", class_folder), tmp_path / "data", shards=4)
+    build(source("folder", class_folder), tmp_path / "data", shards=4, workers=0)
     return tmp_path / "data"
 
 

@@ -15,7 +15,6 @@ compared with. On a machine with other work to do, look at CPU milliseconds a cl
 """
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from decoders import DECODERS
 
 SHOWN = ("clips/s", "of", "ratio", "CPU ms/clip", "start s", "MB")
 CONTENDERS = {  # name: what runs, with how many workers, as how many processes, compared with what
@@ -41,103 +41,6 @@ READ_AHEAD = 10  # batches: more than a pipeline has ready when its turn begins
 JUDGED = {"pipeline, 1 worker": 0.9, "pipeline, 2 workers": 0.85}
 
 
-# ---- what the contenders do ------------------------------------------------------------------
-
-
-def bare(args) -> Callable:
-    """PyAV with nothing around it."""
-    import av
-    import av.filter
-
-    def open_graph(frame):
-        side = min(frame.height, frame.width)
-        source = (
-            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1"
-            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
-        )
-        flags = "bilinear+accurate_rnd+bitexact+full_chroma_int"
-        graph = av.filter.Graph()
-        graph.threads = 1
-        graph.link_nodes(
-            graph.add("buffer", source),
-            graph.add("crop", f"{side}:{side}"),
-            graph.add("scale", f"{args.size}:{args.size}:flags={flags}"),
-            graph.add("format", "rgb24"),
-            graph.add("buffersink"),
-        ).configure()
-        return graph
-
-    def decode(row: dict, start: int) -> np.ndarray:
-        keyframes = row["keyframes"]
-        number, stamp = keyframes[keyframes[:, 0] <= start][-1].tolist()
-        clip = np.empty((args.frames, args.size, args.size, 3), np.uint8)
-        done, graph = 0, None
-        with av.open(io.BytesIO(row["video"])) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            stream.codec_context.thread_count = 1
-            if number:
-                container.seek(stamp, stream=stream)
-            reached = not number
-            for frame in container.decode(stream):
-                reached = reached or frame.pts == stamp
-                if reached and number >= start:
-                    graph = graph or open_graph(frame)
-                    graph.vpush(frame)
-                    clip[done] = graph.vpull().to_ndarray()
-                    done += 1
-                    if done == args.frames:
-                        return clip
-                number += reached
-        raise ValueError(f"{done} of {args.frames} frames from {start}")
-
-    return decode
-
-
-def torchcodec(args) -> Callable:
-    """torchcodec, which scales and crops while it decodes."""
-    import torch
-    from torchcodec.decoders import VideoDecoder
-    from torchcodec.transforms import CenterCrop, Resize
-
-    torch.set_num_threads(1)  # or its threads spin through the time of all others
-
-    def decode(row, start):
-        decoder = VideoDecoder(
-            row["video"],
-            dimension_order="NHWC",
-            num_ffmpeg_threads=1,
-            transforms=[Resize(scaled(row, args.size)), CenterCrop((args.size, args.size))],
-        )
-        return decoder.get_frames_in_range(start, start + args.frames).data.numpy()
-
-    return decode
-
-
-def decord(args) -> Callable:
-    """decord, which scales while it decodes; what lies outside the crop is scaled as well."""
-    from decord import VideoReader, cpu
-
-    def decode(row, start):
-        height, width = scaled(row, args.size)
-        reader = VideoReader(io.BytesIO(row["video"]), cpu(0), width, height, num_threads=1)
-        frames = reader.get_batch(range(start, start + args.frames)).asnumpy()
-        top, left = (height - args.size) // 2, (width - args.size) // 2
-        return frames[:, top : top + args.size, left : left + args.size]
-
-    return decode
-
-
-def scaled(row: dict, size: int) -> tuple[int, int]:
-    """Height and width of the whole picture when its short side is `size`."""
-    height, width = int(row["height"]), int(row["width"])
-    short = min(height, width)
-    return round(height * size / short), round(width * size / short)
-
-
-DECODERS = {"bare": bare, "torchcodec": torchcodec, "decord": decord}
-
-
 # ---- a contender's process -------------------------------------------------------------------
 
 
@@ -151,16 +54,22 @@ def serve(args) -> None:
         answer(turn(json.loads(line)))
 
 
+def open_clips(args):
+    """The training split of the data set."""
+    from evatok_jax.data.clips import Clips
+
+    return Clips(args.data, "train", args.frames, args.size, args.size)
+
+
 def pipeline_turns(args) -> Callable[[dict], dict]:
     """Takes batches of the training stream and says which windows they are."""
     from evatok_jax.data.pipeline import train_clips
 
+    clips = open_clips(args)
+
     def open_stream(start):
         return train_clips(
-            args.data,
-            frames=args.frames,
-            height=args.size,
-            width=args.size,
+            clips,
             batch_size=args.batch,
             seed=0,
             start_index=start,
@@ -187,15 +96,13 @@ def pipeline_turns(args) -> Callable[[dict], dict]:
 
 def decoder_turns(args) -> Callable[[dict], dict]:
     """Decodes the windows that it is told."""
-    from evatok_jax.data.pipeline import Clips
-
     try:
         decode = DECODERS[args.serve](args)
     except (ImportError, OSError, RuntimeError) as error:  # or a library that it stands on
         reason = str(error).strip().splitlines()[-1]
         answer({"absent": f"not installed ({type(error).__name__}: {reason[:120]})"})
         sys.exit()
-    records, rows = Clips(args.data, "train", args.frames, args.size, args.size).records, {}
+    records, rows = open_clips(args).records, {}
     decode(records[0], 0)
     answer({})
 

@@ -122,8 +122,9 @@ def data_annotate(args) -> None:
     logging.set_verbosity(logging.INFO)
     flip = args.kind != "scores" if args.flip is None else args.flip
     given = ConfigDict(vars(args) | {"flip": flip, "first": 0, "seed": 0, "run": None})
-    workdir = Path(args.out)
-    curate(CURATION[args.kind](given), workdir)
+    config, workdir = CURATION[args.kind](given), Path(args.out)
+    config.data.update(fps=args.fps, short=args.short)
+    curate(config, workdir)
     if not finished(workdir):
         tell("data annotate", ["stopped before its end", "give the same command to continue"])
         return
@@ -261,6 +262,11 @@ def parser() -> argparse.ArgumentParser:
         ("--router", dict(default="", help="export or workdir, in place of the tokenizer's own")),
         ("--out", dict(required=True, help="workdir; the table is OUT/table")),
         ("--split", dict(default="train")),
+        (
+            "--fps",
+            dict(type=float, default=0.0, help="frames a second of a clip (default: native)"),
+        ),
+        ("--short", dict(choices=("skip", "hold"), default="skip", help="rule for short videos")),
         ("--windows", dict(type=int, default=0, help="so many random ones (default: all)")),
         (
             "--flip",

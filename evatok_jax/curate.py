@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.api import Router, Tokenizer, open_export
-from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import eval_clips
 from evatok_jax.data.tables import grid, shard_path, write_origin, write_shard
 from evatok_jax.interrupt import Interrupt
 from evatok_jax.names import nearest
@@ -129,7 +130,7 @@ def curate(config: ConfigDict, workdir: Path) -> None:
     exports = load_models(config)
     model = prepare(config, exports)
     g = model.geometry
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    clips = Clips.of(config.data, config.data.split, g)
     of = grid(clips)
     digests = {name: export.digest for name, export in exports.items()}
     workdirs.claim(workdir, config, digests | {"data": of["data"]})

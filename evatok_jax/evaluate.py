@@ -17,7 +17,8 @@ from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
 from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, uniform
-from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import eval_clips
 from evatok_jax.data.tables import check_origin, grid, read_table
 from evatok_jax.evaluators.generation import (
     generation_features,
@@ -202,7 +203,7 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     g, grammar = generator.tokenizer.geometry, generator.config.grammar
     i3d = fvd_network(config, g.frames)
     # As LARP has it: real clips are drawn, their classes condition the samples.
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    clips = Clips.of(config.data, config.data.split, g)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
     first, found = generator.config.condition_frames, []
     for batch in eval_clips(clips, min(config.batch_size, len(windows)), windows):

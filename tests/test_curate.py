@@ -12,7 +12,7 @@ from evatok_jax import cli
 from evatok_jax import load as load_model
 from evatok_jax.config import load_config, override
 from evatok_jax.curate import curate
-from evatok_jax.data.pipeline import Clips
+from evatok_jax.data.clips import Clips
 from evatok_jax.data.tables import Sidecar, grid, read_table
 from evatok_jax.storage.export import load_export, save_export
 

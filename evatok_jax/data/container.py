@@ -29,13 +29,13 @@ class BadVideo(ValueError):
         self.cause = cause
 
 
-def open_video(source: Path | bytes | IOBase):
+def open_video(source: Path | bytes | IOBase, max_pixels: int = MAX_PIXELS):
     """An opened container, which the caller closes, and the track of pictures in it.
 
     `source` is a path, the bytes of a file, or an opened file, which is read from its start.
 
     Raises BadVideo for what is empty, is no video, has no track of pictures (cover art is none),
-    needs a decoder that is not there, or has pictures above `MAX_PIXELS`.
+    needs a decoder that is not there, or has pictures above `max_pixels`.
     """
     # What looks like a video may be a playlist: it must not reach beyond local files, and from what
     # becomes a record of a data set, which holds all that there is of it, nowhere.
@@ -47,19 +47,19 @@ def open_video(source: Path | bytes | IOBase):
         file.seek(0)
     if not size:
         raise BadVideo("the file is empty", "empty")
-    options = {"protocol_whitelist": reach, "max_pixels": str(MAX_PIXELS)}
+    options = {"protocol_whitelist": reach, "max_pixels": str(max_pixels)}
     try:
         container = av.open(file, options=options, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
         raise BadVideo(f"not a video that can be read: {reason(error)}", "no video") from error
     try:
-        return container, _track(container.streams)
+        return container, _track(container.streams, max_pixels)
     except BaseException:
         container.close()
         raise
 
 
-def _track(streams):
+def _track(streams, max_pixels: int):
     """The first track of pictures, if it can be decoded."""
     tracks = [t for t in streams.video if not t.disposition & Disposition.attached_pic]
     if not tracks:
@@ -68,10 +68,10 @@ def _track(streams):
     track = tracks[0]
     if track.codec_context is None:
         raise BadVideo("there is no decoder for its codec", "no decoder")
-    if track.width * track.height > MAX_PIXELS:
+    if track.width * track.height > max_pixels:
         size = f"{track.width}x{track.height}"
-        raise BadVideo(f"pictures of {size} pixels, above {MAX_PIXELS}", "too large")
-    track.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # they may grow on the way
+        raise BadVideo(f"pictures of {size} pixels, above {max_pixels}", "too large")
+    track.codec_context.options = {"max_pixels": str(max_pixels)}  # they may grow on the way
     return track
 
 

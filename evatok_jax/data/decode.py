@@ -5,15 +5,19 @@ window is reached by seeking only to key frames that the probe has found to give
 pictures as decoding from the start.
 """
 
+import math
 from io import IOBase
-from itertools import islice
 
 import av
 import av.filter
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from evatok_jax.data.container import BadVideo, open_video, reason, turns
+from evatok_jax.data.container import MAX_PIXELS, BadVideo, open_video, reason, turns
+from evatok_jax.data.deadline import Deadline, TimedFile
+
+NEVER = Deadline(math.inf)
+WORTH_A_SEEK = 8  # frames: to decode fewer is as fast as to look for a key frame
 
 # Antialiased (the triangle widens when it shrinks), the same bits on every processor, and chroma
 # kept at full resolution while converting: without that RGB comes out 1 to 2 levels too dark.
@@ -22,31 +26,65 @@ _SCALING = "bilinear+accurate_rnd+bitexact+full_chroma_int"
 
 def window(
     data: bytes,
-    start: int,
-    count: int,
+    numbers: Int64[np.ndarray, " count"],
     height: int,
     width: int,
     keyframes: Int64[np.ndarray, "n 2"],
-) -> UInt8[np.ndarray, "{count} {height} {width} 3"]:
-    """Frames start .. start + count of the full decode, in RGB, cropped and scaled (see `Fit`).
+    max_pixels: int = MAX_PIXELS,
+    deadline: Deadline = NEVER,
+) -> UInt8[np.ndarray, "count {height} {width} 3"]:
+    """Frames of these numbers, which never fall, as the full decode has them.
 
-    `keyframes` is the probe's. Raises BadVideo where the frames cannot be decoded.
+    In RGB, cropped and scaled (see `Fit`). Only they are converted, and frames between them are
+    decoded only where no key frame lies nearer. `keyframes` is the probe's.
+
+    Raises BadVideo where the frames cannot be decoded by the deadline, or pictures are larger than
+    `max_pixels`.
     """
-    index, time = (int(v) for v in keyframes[keyframes[:, 0] <= start][-1])
-    container, stream = open_decoder(data)
+    try:
+        return _window(data, numbers, height, width, keyframes, max_pixels, deadline)
+    except BadVideo:
+        deadline.check()  # what ended for lack of time is not what it looks like
+        raise
+
+
+def _window(data, numbers, height, width, keyframes, max_pixels, deadline):
+    wanted = np.unique(numbers)
+    near = keyframes[np.searchsorted(keyframes[:, 0], wanted, "right") - 1].tolist()
+    pictures = np.empty((len(wanted), height, width, 3), np.uint8)
+    container, stream = open_decoder(TimedFile(data, deadline), max_pixels)
     with container:
-        clip, fit = np.empty((count, height, width, 3), np.uint8), None
-        done = 0
+        done, fit, shape = 0, None, None
         try:
-            for frame in islice(frames_from(container, stream, index, time), start - index, None):
-                fit = fit or Fit(frame, height, width)
-                clip[done] = fit(frame)
-                done += 1
-                if done == count:
-                    return clip
+            while done < len(wanted):
+                index, stamp = near[done]
+                frames = frames_from(container, stream, index, stamp)
+                for number, frame in enumerate(frames, index):
+                    deadline.check()
+                    if number < wanted[done]:
+                        continue
+                    if frame.is_corrupt:
+                        raise BadVideo(f"frame {number} is damaged")
+                    if fit is None:
+                        fit, shape = Fit(frame, height, width), _shape(frame)
+                    if _shape(frame) != shape:
+                        raise BadVideo(f"frame {number} has another size or format", "changing")
+                    pictures[done] = fit(frame)
+                    done += 1
+                    if done == len(wanted) or near[done][0] > number + WORTH_A_SEEK:
+                        break
+                else:
+                    there = f"{done} of the frames {numbers[0]} to {numbers[-1]}"
+                    raise BadVideo(f"only {there} can be decoded", "cut off")
         except av.FFmpegError as error:
-            raise BadVideo(f"decoding fails at frame {start + done}: {reason(error)}") from error
-    raise BadVideo(f"only {done} of the frames {start} to {start + count - 1} can be decoded")
+            raise BadVideo(
+                f"decoding fails before frame {wanted[done]}: {reason(error)}"
+            ) from error
+    return pictures if len(wanted) == len(numbers) else pictures[np.searchsorted(wanted, numbers)]
+
+
+def _shape(frame: av.VideoFrame) -> tuple:
+    return frame.height, frame.width, frame.format.name
 
 
 class Fit:
@@ -84,9 +122,9 @@ class Fit:
         return self._turns(self._graph.vpull().to_ndarray())
 
 
-def open_decoder(source: bytes | IOBase):
+def open_decoder(source: bytes | IOBase, max_pixels: int = MAX_PIXELS):
     """An opened container and its track of pictures, decoding on one thread."""
-    container, stream = open_video(source)
+    container, stream = open_video(source, max_pixels)
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return container, stream

@@ -7,18 +7,21 @@ how it came to be), whose presence says that the build has ended.
 """
 
 import hashlib
+import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from jaxtyping import Float64
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from evatok_jax.atomic import replacing
-from evatok_jax.workdir import read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -29,7 +32,9 @@ _INDEX = {
     "last": np.int32,
     "duration": np.float32,
     "motion": np.float32,
+    "rate": np.float64,
 }
+_STEADY = 1e-6  # seconds by which the frames of a video of constant rate may be off
 
 
 def features(classes: Iterable[str]) -> tfds.features.FeaturesDict:
@@ -66,6 +71,14 @@ def name_hash(key: str) -> int:
     return zlib.crc32(key.encode())
 
 
+def constant_rate(times: Float64[np.ndarray, " frames"]) -> float:
+    """Frames a second of a video whose frame i starts at i / rate, 0 of any other."""
+    if len(times) < 2:
+        return 0.0
+    rate = (len(times) - 1) / times[-1]
+    return float(rate) if np.abs(times - np.arange(len(times)) / rate).max() < _STEADY else 0.0
+
+
 def write_shard(
     directory: Path,
     split: str,
@@ -80,19 +93,16 @@ def write_shard(
     written beside and renamed. Returns the shard's file, split, records, bytes and SHA-256.
     """
     spec, count = features(classes), 0
-    serializer = ExampleSerializer(spec.get_serialized_info())
     path = directory / shard_name(split, number, total)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     columns = {name: [] for name in ("key", *_INDEX)}
     try:
         writer = ArrayRecordWriter(str(beside), "group_size:1,uncompressed")
         for record in records:
+            record = {**record, "rate": constant_rate(record["times"])}
             for name, column in columns.items():
                 column.append(record[name])
-            stored = {name: value for name, value in record.items() if name != "motion"}
-            example = serializer.get_tf_example(spec.encode_example(stored))
-            # Otherwise the order of the fields differs from process to process.
-            writer.write(example.SerializeToString(deterministic=True))
+            writer.write(_serialized(spec, record))
             count += 1
         writer.close()
         found = describe(beside)
@@ -133,15 +143,18 @@ def write_metadata(directory: Path, classes: Iterable[str], files: list[dict]) -
     )
 
 
-def read_manifest(directory: Path) -> dict:
+def read_manifest(directory: str | os.PathLike) -> dict:
     """The manifest of a finished data set, whose shards have the sizes that it states.
+
+    Far away (gs:// and the like) it takes too long to look at them all: there wrong sizes come out
+    when shards are read.
 
     Raises FileNotFoundError where there is none, ValueError where a shard is absent or of another
     size or the format is another one.
     """
     manifest = load_manifest(directory)
-    for file in manifest["shards"]:
-        if wrong := wrong_size(directory, file):
+    for file in () if "://" in os.fspath(directory) else manifest["shards"]:
+        if wrong := wrong_size(Path(directory), file):
             raise ValueError(
                 f"{wrong}: the data set is damaged; give its `evatok data build` again, which "
                 "makes this shard anew"
@@ -149,11 +162,12 @@ def read_manifest(directory: Path) -> dict:
     return manifest
 
 
-def load_manifest(directory: Path) -> dict:
+def load_manifest(directory: str | os.PathLike) -> dict:
     """The manifest of a finished data set, whatever has become of its files.
 
     Raises FileNotFoundError where there is none, ValueError where the format is another one.
     """
+    directory = epath.Path(directory)
     if not (directory / MANIFEST).is_file():
         if (directory / PARTS).is_dir():
             raise FileNotFoundError(
@@ -163,7 +177,7 @@ def load_manifest(directory: Path) -> dict:
             f"no data set in {directory}: make one with `evatok data build NAME --out {directory}`"
         )
     try:
-        manifest = read_json(directory / MANIFEST)
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{directory / MANIFEST} is damaged ({error}): remove it and give the `evatok data "
@@ -195,14 +209,40 @@ def wrong_size(directory: Path, file: dict) -> str:
     )
 
 
-def read_index(directory: Path, split: str) -> dict[str, np.ndarray]:
-    """The columns of a split, a row for each record.
+class Index(Mapping):
+    """The columns of a split, a row for each record; each is read when it is asked for.
 
     Columns: key, hash (`name_hash` of it), label, first and last (frames), duration (seconds),
-    motion (mean absolute difference of luma between frames that follow, in levels of 0 to 255).
+    motion (mean absolute difference of luma between frames that follow, in levels of 0 to 255),
+    rate (frames a second where that is constant, see `constant_rate`).
     """
-    columns = _read_columns(_index_path(directory, split))
-    return columns | {"key": np.char.decode(columns["key"], "utf-8")}
+
+    def __init__(self, directory: str | os.PathLike, split: str):
+        self._path, self._columns = _index_path(epath.Path(directory), split), {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            with self._opened() as file:
+                column = file[name]
+            self._columns[name] = np.char.decode(column, "utf-8") if name == "key" else column
+        return self._columns[name]
+
+    def __iter__(self):
+        with self._opened() as file:
+            return iter(list(file.files))
+
+    def __len__(self) -> int:
+        return len(list(self))
+
+    @contextmanager
+    def _opened(self):
+        with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            yield arrays
+
+
+def read_index(directory: str | os.PathLike, split: str) -> Index:
+    """What one must know of every record without reading it."""
+    return Index(directory, split)
 
 
 def open_records(directory: Path, split: str):
@@ -213,6 +253,13 @@ def open_records(directory: Path, split: str):
 def shard_name(split: str, number: int, total: int) -> str:
     """The file name of a shard."""
     return _template(Path(), split).sharded_filepath(shard_index=number, num_shards=total).name
+
+
+def _serialized(spec: tfds.features.FeaturesDict, record: dict) -> bytes:
+    """A record as `spec.serialize_example` gives it, but the same bytes in every process."""
+    stored = spec.encode_example({name: record[name] for name in spec})
+    example = ExampleSerializer(spec.get_serialized_info()).get_tf_example(stored)
+    return example.SerializeToString(deterministic=True)
 
 
 def _write_columns(path: Path, columns: dict[str, list]) -> None:
@@ -232,7 +279,7 @@ def _part_of_index(directory: Path, split: str, number: int) -> Path:
     return directory / PARTS / f"index-{split}-{number:05d}.npz"
 
 
-def _index_path(directory: Path, split: str) -> Path:
+def _index_path(directory, split: str):
     return directory / f"index-{split}.npz"
 
 

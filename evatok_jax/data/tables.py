@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 
 from evatok_jax.atomic import replacing
 from evatok_jax.config import differences
-from evatok_jax.data.pipeline import Clips
+from evatok_jax.data.clips import Clips
 from evatok_jax.data.plans import host_indices
 from evatok_jax.workdir import read_json, write_json
 
@@ -23,13 +23,12 @@ ORIGIN = "origin.json"
 
 
 def grid(clips: Clips) -> dict:
-    """What names the windows of a split: data set, length of a clip, and frame rate (0: native).
+    """What names the windows of a split: data set, and how clips are cut out of its videos.
 
     A table of other windows says nothing about these.
     """
-    names = {name: getattr(clips, name) for name in ("split", "frames")}
-    # Clips without a rate of their own have the video's.
-    return {"data": clips.manifest["identity"], "fps": getattr(clips, "fps", 0.0)} | names
+    names = ("split", "frames", "fps", "short")
+    return {"data": clips.manifest["identity"]} | {name: getattr(clips, name) for name in names}
 
 
 def write_origin(directory: Path, windows: dict, shards: int, kind: str, models: Mapping) -> None:

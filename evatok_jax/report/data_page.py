@@ -6,12 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 
 from evatok_jax.atomic import replacing
 from evatok_jax.data.builders.build import SKIPPED
-from evatok_jax.data.pipeline import Clips
-from evatok_jax.data.records import open_records, read_index, read_manifest
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.records import Index, read_index, read_manifest
 from evatok_jax.report import media
 from evatok_jax.report.figures import histogram, legend
 from evatok_jax.report.markup import (
@@ -33,15 +34,13 @@ TILES = 36  # clips shown of all splits together
 SAMPLE = 256  # records of a split that are opened, for what the index does not hold
 LISTED = 100  # left out videos that are named, and bars of a table
 
-Index = dict[str, np.ndarray]
-
 
 def write_data_page(directory: str | Path, out: str | Path) -> Path:
     """Writes the page of a built data set and returns its path.
 
     Raises FileNotFoundError and ValueError as `records.read_manifest` does.
     """
-    directory, out = Path(directory), Path(out)
+    directory, out = epath.Path(directory), Path(out)
     manifest = read_manifest(directory)
     indices = {split: read_index(directory, split) for split in manifest["splits"]}
     name = directory.resolve().name
@@ -84,7 +83,7 @@ def _masthead(name: str, manifest: dict, indices: dict[str, Index]) -> Html:
     )
 
 
-def _clips_section(directory: Path, manifest: dict, indices: dict[str, Index]) -> Html:
+def _clips_section(directory: epath.Path, manifest: dict, indices: dict[str, Index]) -> Html:
     """Clips from the middle of videos that lie evenly spread in each split."""
     groups, tiles = [], max(TILES // len(indices) // 6 * 6, 6)
     for split, index in indices.items():
@@ -158,9 +157,9 @@ def _lengths_section(indices: dict[str, Index]) -> Html:
     )
 
 
-def _opened(directory: Path, split: str, index: Index) -> list[tuple[str, str]]:
+def _opened(directory: epath.Path, split: str, index: Index) -> list[tuple[str, str]]:
     """Size and frame rate of records evenly spread over a split."""
-    records, total = open_records(directory, split), len(index["key"])
+    records, total = Clips(directory, split, 1, 1, 1).records, len(index["key"])
     chosen = np.linspace(0, total - 1, min(SAMPLE, total)).round().astype(int)
     rows = (records[i] for i in chosen.tolist())
     return [(f"{row['width']} x {row['height']}", f"{row['fps']:.4g}") for row in rows]
@@ -197,7 +196,7 @@ def _counted(what: str, of: str, found: Counter) -> Html:
     return join(table((what, of, "share", ""), rows), more)
 
 
-def _skipped_section(directory: Path, manifest: dict) -> Html:
+def _skipped_section(directory: epath.Path, manifest: dict) -> Html:
     """Causes, and the first of the videos."""
     causes = Counter(manifest["skipped"])
     if not causes.total():

@@ -7,7 +7,7 @@ import numpy as np
 from evatok_jax.allocation.assignments import all_assignments
 from evatok_jax.allocation.reward import Normalizer, proxy_reward
 from evatok_jax.config import to_plain
-from evatok_jax.data.pipeline import Clips
+from evatok_jax.data.clips import Clips
 from evatok_jax.data.tables import check_origin, grid, read_table
 from evatok_jax.models.build import build_router, describe_geometry
 from evatok_jax.models.router import scores
@@ -51,9 +51,8 @@ class RouterStage(BaseStage):
         return self._targets
 
     def batches(self, start):
-        data, g = self.config.data, self.geometry
-        clips = Clips(data.path, "train", g.frames, g.height, g.width)
-        check_origin(data.scores, grid(clips))
+        data = self.config.data
+        check_origin(data.scores, grid(Clips.of(data, "train", self.geometry)))
         windows, reward = self.targets
         for batch in self.clips(start, windows=windows):
             yield {**batch, "reward": reward[batch["row"]]}

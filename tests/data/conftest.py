@@ -1,11 +1,16 @@
 """Tiny videos, made on the spot."""
 
 import os
+import shutil
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from evatok_jax.data.records import MANIFEST, features, read_manifest
+from evatok_jax.workdir import write_json
 
 # name: (suffix, codec, options); what differs is how key frames, B-frames and time stamps behave.
 KINDS = {
@@ -76,6 +81,33 @@ def videos():
         sound = staticmethod(write_sound)
 
     return Videos
+
+
+@pytest.fixture
+def spoil(tmp_path):
+    """Copies a data set of which some training records hold other bytes than the build has seen."""
+
+    def spoilt(data: Path, videos: dict[int, bytes]) -> Path:
+        target = tmp_path / "spoilt"
+        shutil.copytree(data, target)
+        manifest = read_manifest(target)
+        spec, number = features(manifest["classes"]), 0
+        for shard in manifest["shards"]:
+            if shard["split"] != "train":
+                continue
+            path, reader = target / shard["file"], ArrayRecordReader(str(data / shard["file"]))
+            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+            for record in reader.read_all():
+                row = spec.deserialize_example_np(record)
+                row["video"] = videos.get(number, row["video"])
+                writer.write(spec.serialize_example(spec.encode_example(row)))
+                number += 1
+            writer.close()
+            shard["bytes"] = path.stat().st_size
+        write_json(target / MANIFEST, manifest)
+        return target
+
+    return spoilt
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from PIL import Image
 from evatok_jax.data.builders import source
 from evatok_jax.data.builders.build import SKIPPED
 from evatok_jax.data.builders.command import build_main
-from evatok_jax.data.pipeline import Clips, train_clips
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import train_clips
 
 ORIENTATION, QUARTER_CLOCKWISE = 0x0112, 6  # of EXIF
 
@@ -65,7 +66,7 @@ def test_a_folder_of_images(tmp_path, imagenet):
         apart = np.abs(clip["video"][0] - wanted.get(key, want)).mean()
         lossless = key.endswith((".png", ".webp", "png.jpg"))
         assert apart == 0 if lossless else apart < 1.5, key
-    batch = next(train_clips(out, frames=1, height=32, width=32, batch_size=4, seed=0))
+    batch = next(train_clips(Clips(out, "train", 1, 32, 32), batch_size=4, seed=0))
     assert batch["video"].shape == (4, 1, 32, 32, 3)
     assert len(clips.windows()) == 7
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evatok_jax.data import container
 from evatok_jax.data.container import BadVideo
 from evatok_jax.data.probe import probe
 from evatok_jax.data.timestamps import frame_times
@@ -142,9 +143,14 @@ def test_an_image_is_one_frame():
     assert found.motion.tolist() == [0]
 
 
-def test_growing_pictures_are_refused_before_they_take_memory(videos):
+def test_growing_pictures_are_refused_before_they_take_memory(videos, monkeypatch):
     """A header may be small and the pictures after it huge."""
-    small = write(videos.pictures(FRAMES), "h264", bf="0")
-    large = write(np.zeros((2, 8192, 8256, 3), np.uint8), "h264", bf="0", preset="ultrafast")
-    with pytest.raises(BadVideo):
+    small = write(videos.pictures(400, 32, 32), "h264", bf="0")
+    large = write(videos.pictures(4, 128, 128), "h264", bf="0")
+    with pytest.raises(BadVideo, match="changes its size"):
         probe(small + large)
+    monkeypatch.setattr(container, "MAX_PIXELS", 64 * 64)
+    with pytest.raises(BadVideo, match="decoding fails after"):
+        probe(small + large)
+    with pytest.raises(BadVideo, match="pictures of 128x128 pixels, above 4096"):
+        probe(large)

@@ -11,7 +11,7 @@ from evatok_jax.data.tables import (
     write_shard,
 )
 
-WINDOWS = {"data": "abc", "split": "train", "frames": 16, "fps": 0.0}
+WINDOWS = {"data": "abc", "split": "train", "frames": 16, "fps": 0.0, "short": "skip"}
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_a_clip_without_a_row_is_named(table, name):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"data": "other"}, {"split": "test"}, {"frames": 8}, {"fps": 3.0}]
+    "changed",
+    [{"data": "other"}, {"split": "test"}, {"frames": 8}, {"fps": 3.0}, {"short": "hold"}],
 )
 def test_other_windows_are_refused(table, changed):
     (name,) = changed

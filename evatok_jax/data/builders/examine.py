@@ -14,7 +14,7 @@ from evatok_jax.data.builders.remux import Cut, parts, plan_cuts, record_bytes
 from evatok_jax.data.container import BadVideo, open_video, reason
 from evatok_jax.data.probe import Probe, Scan, scan, trusted
 
-LARGEST = 4  # limits: a record that cannot be made smaller; writing holds it a few times over
+LARGEST = 3  # limits: a record that cannot be made smaller; writing holds it a few times over
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class VideoFile:
 
     def open(self) -> "Section":
         """Its bytes, to be read from the disk."""
-        size = self.path.stat().st_size - self.start if self.size is None else self.size
-        return Section(self.path, self.start, size)
+        there = max(0, self.path.stat().st_size - self.start)  # an archive may be cut off
+        return Section(self.path, self.start, there if self.size is None else min(self.size, there))
 
 
 @runtime_checkable

@@ -88,7 +88,7 @@ def test_webvid_flat_and_with_lists_elsewhere(tmp_path, clip):
 
 def test_ten_million_rows_can_be_planned(tmp_path):
     """A row takes some bytes of memory, and its video is made when it is asked for."""
-    count = 200_000
+    count = 50_000
     path = tmp_path / "train.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -103,7 +103,7 @@ def test_ten_million_rows_can_be_planned(tmp_path):
     assert len(groups) == count
     assert held < 20 * count
     assert peak < 30 * count  # 10 million: 300 MB
-    for number in (0, 1, 77_777, count - 1, 5):
+    for number in (0, 1, 17_777, count - 1, 5):
         video = groups[number]
         assert video.key == f"{number // 100:06d}/{number}"
         assert video.caption == f"caption, {number} " + "é" * 60
@@ -224,8 +224,9 @@ def test_damaged_archives(tmp_path, archives):
     groups = [list(group.videos()) for group in found.splits["val"]]
     assert [len(group) for group in groups][1:] == [4, 1]
     assert 1 <= len(groups[0]) <= 3
-    for group, reason in zip(groups, ["cannot be read", "cut off", "cannot be read"], strict=True):
-        assert reason in str(group[-1].problem)
+    reasons = [str(group[-1].problem) for group in groups]
+    assert reasons[1:] == ["the archive is cut off", "the archive cannot be read: invalid header"]
+    for group in groups:
         assert group[-1].problem.cause == "archive"
         assert all(video.problem is None for video in group[:-1])
     manifest = build(found, tmp_path / "out", max_bad=0.5, workers=0)

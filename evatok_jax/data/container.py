@@ -125,6 +125,22 @@ def turns(frame: av.VideoFrame) -> Turns:
     raise BadVideo(f"the display matrix {(a, b, c, d)} is no quarter turn", "turned")
 
 
+class LastingTurns:
+    """`turns` of frames that follow each other, asked for anew where the rotation changes.
+
+    A frame whose side data was asked for is in a cycle with them, so that hundreds would stay in
+    memory until Python looks for cycles.
+    """
+
+    def __init__(self):
+        self._rotation = self._turns = None
+
+    def __call__(self, frame: av.VideoFrame) -> Turns:
+        if frame.rotation != self._rotation:
+            self._turns, self._rotation = turns(frame), frame.rotation
+        return self._turns
+
+
 def reason(error: Exception) -> str:
     """The reason without error numbers and names of C functions."""
     return getattr(error, "strerror", None) or str(error)

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float32, Float64, Int64, UInt8
 
-from evatok_jax.data.container import PRESENT, BadVideo, reason, turns
+from evatok_jax.data.container import PRESENT, BadVideo, LastingTurns, reason
 from evatok_jax.data.decode import frames_from, open_decoder
 from evatok_jax.data.timestamps import frame_times
 
@@ -107,7 +107,7 @@ def scan(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Scan
     container, stream = open_decoder(source)
     with container:
         stamps, decoded, keys, sums, shapes = [], [], [], [], set()
-        motion = _Motion()
+        motion, turned = _Motion(), LastingTurns()
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
@@ -116,7 +116,7 @@ def scan(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Scan
                 decoded.append(frame.dts)
                 keys.append(frame.key_frame)
                 sums.append(_checksum(frame))
-                shapes.add((frame.height, frame.width, frame.format.name, turns(frame)))
+                shapes.add((frame.height, frame.width, frame.format.name, turned(frame)))
                 if len(shapes) > 1:
                     raise BadVideo(
                         f"the picture changes its size, format or rotation: {sorted(shapes)}",
@@ -131,10 +131,10 @@ def scan(source: bytes | IOBase, progress: Callable[[], None] = _silent) -> Scan
         _check_length(container, stream, stamps)
         rate = stream.average_rate or stream.guessed_rate
         ticks, tick = frame_times(stamps, decoded, frame.duration, rate, stream.time_base)
-    height, width, name, turned = shapes.pop()
-    if turned.swapped:
+    height, width, name, turns = shapes.pop()
+    if turns.swapped:
         height, width = width, height
-    look = (name, turned, int(frame.colorspace), int(frame.color_range))
+    look = (name, turns, int(frame.colorspace), int(frame.color_range))
     times = (ticks - ticks[0]) * float(tick)
     steps = np.array(motion.steps, np.float32)
     return Scan(stamps, keys, sums, steps, times, height, width, float(rate or 0), look)

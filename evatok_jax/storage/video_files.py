@@ -16,7 +16,15 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from jaxtyping import Int64, UInt8
 
-from evatok_jax.data.container import PRESENT, BadVideo, open_video, reason, turns
+from evatok_jax.data.container import (
+    PRESENT,
+    BadVideo,
+    LastingTurns,
+    Turns,
+    open_video,
+    reason,
+    turns,
+)
 from evatok_jax.data.timestamps import frame_times
 from evatok_jax.storage.framing import SourceInfo, box_for, fit_frame, unfit
 
@@ -120,14 +128,14 @@ class Video:
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, np.ndarray]]:
         """The frames in the order of showing, each with its upright picture."""
-        packets = frames = 0
+        packets, frames, turned = 0, 0, LastingTurns()
         try:
             for packet in self._container.demux(self._track):
                 packets += packet.size > 0
                 damaged = packet.is_corrupt
                 for frame in packet.decode():
                     damaged |= frame.is_corrupt
-                    yield frame, _upright(frame)
+                    yield frame, _upright(frame, turned(frame))
                     frames += 1
                 if damaged:
                     raise ValueError("data are missing")
@@ -256,7 +264,7 @@ def _encode(
         encode(None)
 
 
-def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(frame: av.VideoFrame, turned: Turns) -> UInt8[np.ndarray, "h w 3"]:
     """A frame as it is meant to be seen, 8-bit RGB."""
     picture = frame.to_ndarray(format="rgb24", interpolation=_CONVERSION)
-    return turns(frame)(picture)
+    return turned(picture)

@@ -70,7 +70,7 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def videos():
     """The functions above, for tests."""
 

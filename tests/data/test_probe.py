@@ -1,5 +1,6 @@
 """A probe finds when each frame is shown, whatever the file says about time; and how it moves."""
 
+import gc
 from fractions import Fraction
 from io import BytesIO
 
@@ -132,6 +133,22 @@ def test_motion_is_the_mean_change_of_luma(tmp_path):
         ).astype(np.uint8)
         found = probe(write(pictures, "mkv", "ffv1", pixels="gray"))
         np.testing.assert_allclose(found.motion, [0, 0, 50, 10, 200], atol=1)
+
+
+def test_frames_do_not_pile_up(videos):
+    """Not even until Python looks for cycles, which may be hundreds of frames later."""
+    data, alive = write(videos.pictures(FRAMES), bf="2"), []
+
+    def count():
+        alive.append(sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects()))
+
+    gc.disable()
+    try:
+        probe(data, count)
+    finally:
+        gc.enable()
+    assert len(alive) >= FRAMES
+    assert max(alive) <= min(alive) + 2
 
 
 def test_an_image_is_one_frame():

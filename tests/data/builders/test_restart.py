@@ -1,6 +1,7 @@
 """A data set has the same bytes however it was built: in one go, in pieces, by any number."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,19 +22,30 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-@pytest.fixture
-def bad_folder(class_folder, videos):
-    """A folder of videos with two that are left out, in the first and the last shard."""
-    (class_folder / "a/none.avi").write_bytes(b"no video")
-    videos.write(class_folder / "b/z-short.avi", videos.pictures(3))
-    return class_folder
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory, videos):
+    """A folder of 10 videos in two classes, and two that are left out: one in the first shard."""
+    root = tmp_path_factory.mktemp("videos")
+    for number in range(10):
+        path = root / f"{'ab'[number % 2]}/v{number:02d}.avi"
+        videos.write(path, videos.pictures(18 + number, seed=number))
+    (root / "a/none.avi").write_bytes(b"no video")
+    videos.write(root / "b/z-short.avi", videos.pictures(3))
+    return root
 
 
-@pytest.fixture
-def whole(tmp_path, bad_folder):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, bad_folder):
     """The folder built in one go, by this process alone, in 4 + 1 shards."""
-    build(source("folder", bad_folder), tmp_path / "whole", shards=4, max_bad=0.5, workers=0)
-    return contents(tmp_path / "whole")
+    out = tmp_path_factory.mktemp("built") / "whole"
+    build(source("folder", bad_folder), out, shards=4, max_bad=0.5, workers=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(built):
+    """The files of the data set."""
+    return contents(built)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -114,11 +126,11 @@ def test_workers_end_with_a_killed_build(tmp_path, bad_folder, whole):
     assert contents(out) == whole
 
 
-def test_check_finds_damage_and_a_build_mends_it(tmp_path, bad_folder, whole, capsys):
-    out = tmp_path / "whole"
+def test_check_finds_damage_and_a_build_mends_it(tmp_path, bad_folder, built, whole, capsys):
+    out = shutil.copytree(built, tmp_path / "out")
     assert check(out) == read_manifest(out)
     main(["data", "check", str(out)])
-    assert "5 shards, 12 records, " in capsys.readouterr().out
+    assert "5 shards, 10 records, " in capsys.readouterr().out
     shard, index = sorted(out.glob("clips-train*"))[1], out / "index-train.npz"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1

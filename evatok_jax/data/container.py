@@ -29,13 +29,14 @@ class BadVideo(ValueError):
         self.cause = cause
 
 
-def open_video(source: Path | bytes | IOBase, max_pixels: int = MAX_PIXELS):
+def open_video(source: Path | bytes | IOBase, max_pixels: int | None = None):
     """An opened container, which the caller closes, and the track of pictures in it.
 
     `source` is a path, the bytes of a file, or an opened file, which is read from its start.
 
     Raises BadVideo for what is empty, is no video, has no track of pictures (cover art is none),
-    needs a decoder that is not there, or has pictures above `max_pixels`.
+    needs a decoder that is not there, or has pictures above `max_pixels`
+    (`MAX_PIXELS` by default).
     """
     # What looks like a video may be a playlist: it must not reach beyond local files, and from what
     # becomes a record of a data set, which holds all that there is of it, nowhere.
@@ -47,6 +48,7 @@ def open_video(source: Path | bytes | IOBase, max_pixels: int = MAX_PIXELS):
         file.seek(0)
     if not size:
         raise BadVideo("the file is empty", "empty")
+    max_pixels = max_pixels or MAX_PIXELS
     options = {"protocol_whitelist": reach, "max_pixels": str(max_pixels)}
     try:
         container = av.open(file, options=options, metadata_errors="ignore")

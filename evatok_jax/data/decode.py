@@ -13,7 +13,7 @@ import av.filter
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from evatok_jax.data.container import MAX_PIXELS, BadVideo, open_video, reason, turns
+from evatok_jax.data.container import BadVideo, open_video, reason, turns
 from evatok_jax.data.deadline import Deadline, TimedFile
 
 NEVER = Deadline(math.inf)
@@ -30,7 +30,7 @@ def window(
     height: int,
     width: int,
     keyframes: Int64[np.ndarray, "n 2"],
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     deadline: Deadline = NEVER,
 ) -> UInt8[np.ndarray, "count {height} {width} 3"]:
     """Frames of these numbers, which never fall, as the full decode has them.
@@ -122,7 +122,7 @@ class Fit:
         return self._turns(self._graph.vpull().to_ndarray())
 
 
-def open_decoder(source: bytes | IOBase, max_pixels: int = MAX_PIXELS):
+def open_decoder(source: bytes | IOBase, max_pixels: int | None = None):
     """An opened container and its track of pictures, decoding on one thread."""
     container, stream = open_video(source, max_pixels)
     stream.thread_type = "NONE"

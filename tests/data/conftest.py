@@ -8,8 +8,9 @@ import av
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
-from evatok_jax.data.records import MANIFEST, features, read_manifest
+from evatok_jax.data.records import MANIFEST, read_manifest
 from evatok_jax.workdir import write_json
 
 # name: (suffix, codec, options); what differs is how key frames, B-frames and time stamps behave.
@@ -91,16 +92,17 @@ def spoil(tmp_path):
         target = tmp_path / "spoilt"
         shutil.copytree(data, target)
         manifest = read_manifest(target)
-        spec, number = features(manifest["classes"]), 0
+        number = 0
         for shard in manifest["shards"]:
             if shard["split"] != "train":
                 continue
             path, reader = target / shard["file"], ArrayRecordReader(str(data / shard["file"]))
             writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
             for record in reader.read_all():
-                row = spec.deserialize_example_np(record)
-                row["video"] = videos.get(number, row["video"])
-                writer.write(spec.serialize_example(spec.encode_example(row)))
+                example = tf_example_pb2.Example.FromString(record)
+                if number in videos:
+                    example.features.feature["video"].bytes_list.value[0] = videos[number]
+                writer.write(example.SerializeToString())
                 number += 1
             writer.close()
             shard["bytes"] = path.stat().st_size

@@ -73,7 +73,7 @@ def cut(path, limit=LIMIT, share=(0.0, 1.0)):
 
 def pictures(data, found):
     """All frames of a record or file."""
-    return window(data, 0, found, 64, 80, np.zeros((1, 2), np.int64))
+    return window(data, np.arange(found), 64, 80, np.zeros((1, 2), np.int64))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,7 +164,7 @@ def test_long_videos_in_a_data_set(tmp_path):
         row = rows[number]
         assert row["key"] == path.name.encode()
         for start in islice(range(row["first"], row["last"] - 3, 5), 4):
-            clip = window(row["video"], start, 4, 64, 80, row["keyframes"])
+            clip = window(row["video"], np.arange(start, start + 4), 64, 80, row["keyframes"])
             np.testing.assert_array_equal(clip, full[done + start : done + start + 4])
         done += row["last"]
         assert row["offset"] == pytest.approx((done - row["last"]) / 25)

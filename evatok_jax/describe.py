@@ -12,6 +12,15 @@ def count(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def abstract_params(stage) -> dict:
+    """Shapes and types of a stage's parameters, by group."""
+    batch = {"key": jax.ShapeDtypeStruct((1,), jnp.uint32)}
+    geometry = getattr(stage, "geometry", None)
+    if geometry is not None:
+        batch["video"] = jax.ShapeDtypeStruct((1, *geometry.clip_shape), jnp.uint8)
+    return jax.eval_shape(stage.init, jax.random.key(0), batch)[0]
+
+
 def describe_config(config: ConfigDict) -> dict:
     """Parameters by group and by part of the model, frozen networks, geometry; all abstract.
 
@@ -20,12 +29,8 @@ def describe_config(config: ConfigDict) -> dict:
     if config.job != "train":
         raise ValueError(f"config {config.name!r} is a job of kind {config.job!r}: it has no model")
     stage = load_stage(config)
-    batch = {"key": jax.ShapeDtypeStruct((1,), jnp.uint32)}
     geometry = getattr(stage, "geometry", None)
-    if geometry is not None:
-        batch["video"] = jax.ShapeDtypeStruct((1, *geometry.clip_shape), jnp.uint8)
-    params, _ = jax.eval_shape(stage.init, jax.random.key(0), batch)
-    frozen = stage.frozen_spec()
+    params, frozen = abstract_params(stage), stage.frozen_spec()
     result = {
         "name": config.name,
         "stage": config.stage,

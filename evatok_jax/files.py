@@ -153,7 +153,7 @@ def save_clips(clips: UInt8[np.ndarray, "n t h w 3"], target: str | Path, rate: 
         beside.replace(target)
     else:
         target.mkdir(parents=True, exist_ok=True)
-        times = np.arange(clips.shape[1])
+        times = np.arange(clips.shape[1] + 1)  # the last one ends the last frame
         for n, clip in enumerate(clips):
             write_video(target / f"sample-{n:04d}.mp4", iter(clip), times, Fraction(1, rate))
     return {"clips": len(clips), "written_to": str(target)}

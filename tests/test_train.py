@@ -123,7 +123,7 @@ def test_killed_at_random_moments(tmp_path):
 @needs_assets("samples", "lpips_vgg")
 def test_a_tokenizer_killed_at_random_moments(tmp_path):
     """The real stage on real clips: random lengths, static sizes, LPIPS, EMA."""
-    assert launch(tmp_path / "data", "--config=configs/data.py").wait(120) == 0
+    assert launch(tmp_path / "data", "--config=configs/data.py").wait(600) == 0
     settings = ["run.log_every=1", "run.checkpoint_every=4", "lengths.multiple=64"]
     config = f"configs/proxy.py:data={tmp_path / 'data' / 'clips'},geometry=nano,size=tiny"
     arguments = [f"--config={config},batch=2,steps=60,lr=1e-3"]

@@ -9,6 +9,7 @@ def encode(path, frames, codec="libx264", pix_fmt="yuv420p", rate=25, rotation=N
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         if frames is not None:
             track = container.add_stream(codec, rate=rate)
+            track.thread_count = 1  # x264's bits depend on how its threads meet
             track.height, track.width = frames.shape[1:3]
             track.pix_fmt = pix_fmt
             if rotation:

@@ -27,16 +27,22 @@ class LpipsMetric:
     def __call__(
         self, real: UInt8[np.ndarray, "n t h w 3"], *fakes: UInt8[np.ndarray, "n t h w 3"]
     ) -> Float[np.ndarray, "k n"]:
-        """Distances of every one of k `fakes` to `real`, whose features are computed once."""
+        """Distances of every one of k `fakes` to `real`.
+
+        The features of `real` are computed once, and so are those of equal images among the fakes.
+        """
         clips, frames, height, width, _ = real.shape
 
-        def distances(*images: np.ndarray) -> np.ndarray:
-            reference = self._features(self.params, images[0])
-            rows = [
-                _distance(self.params, reference, self._features(self.params, fake))
-                for fake in images[1:]
-            ]
-            return np.stack([np.asarray(row) for row in rows], axis=1)
+        def distances(real: np.ndarray, *fakes: np.ndarray) -> np.ndarray:
+            reference, found = self._features(self.params, real), []
+            for fake in fakes:
+                equal = [k for k in range(len(found)) if np.array_equal(fakes[k], fake)]
+                found.append(
+                    found[equal[0]]
+                    if equal
+                    else _distance(self.params, reference, self._features(self.params, fake))
+                )
+            return np.stack([np.asarray(row) for row in found], axis=1)
 
         flat = [video.reshape(-1, height, width, 3) for video in (real, *fakes)]
         scores = in_chunks(distances, max(1, _CHUNK_PIXELS // (height * width)), *flat)

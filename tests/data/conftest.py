@@ -50,6 +50,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate, options=options)
+        stream.thread_count = 1  # x264's bits depend on how its threads meet
         stream.height, stream.width = pictures.shape[1:3]
         if rotation:
             stream.set_display_rotation(**rotation)

@@ -16,8 +16,8 @@ def test_clips_against_several_others(monkeypatch):
     )
     real, *fakes = rng.integers(0, 256, (3, 3, 2, 32, 32, 3), np.uint8)
     monkeypatch.setattr(module, "_CHUNK_PIXELS", 4 * 32 * 32)  # four of six frames at a time
-    found = module.LpipsMetric("alex", params)(real, *fakes, real)
-    assert found.shape == (3, 3)
+    found = module.LpipsMetric("alex", params)(real, *fakes, real, fakes[0])
+    assert found.shape == (4, 3)
 
     def frames(video):
         return jnp.asarray(video.reshape(-1, 32, 32, 3), jnp.float32) / 127.5 - 1
@@ -27,3 +27,4 @@ def test_clips_against_several_others(monkeypatch):
         expected = distance(params, frames(real), frames(fake), net="alex").reshape(3, 2).mean(1)
         np.testing.assert_allclose(row, expected, rtol=1e-5)
     np.testing.assert_array_equal(found[2], 0.0)
+    np.testing.assert_array_equal(found[3], found[0])

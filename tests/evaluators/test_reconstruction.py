@@ -53,6 +53,30 @@ def test_stopped_and_continued_equals_undisturbed(tmp_path):
     assert (whole.rules["all"].values["psnr"] > whole.rules["by row"].values["psnr"]).all()
 
 
+def test_rules_that_agree_on_a_clip_share_what_was_measured(tmp_path, monkeypatch):
+    """Features as if each rule stood alone, but of every reconstruction once."""
+    seen = []
+
+    def features(_, video):
+        seen.append(len(video))
+        return video.reshape(len(video), -1)[:, :7].astype(np.float32)
+
+    monkeypatch.setattr("evatok_jax.evaluators.reconstruction.clip_features", features)
+    rules = RULES | {"two": lambda clips, rows: np.full((len(clips), 1), 2), "again": RULES["all"]}
+    together = evaluate_rules(
+        batches(), rules, Reconstruct(8), 16, tmp_path / "together", i3d={}, nets=()
+    )
+    # Two batches of 3 and 2 clips: the real ones, then what is new ("two" agrees with a third).
+    assert seen == [3, 3 + 3 + 2, 2, 2 + 2 + 1]
+    for name, rule in rules.items():
+        alone = evaluate_rules(
+            batches(), {name: rule}, Reconstruct(2), 16, tmp_path / name, i3d={}, nets=()
+        )
+        np.testing.assert_array_equal(together.rules[name].features, alone.rules[name].features)
+        for key, value in alone.rules[name].values.items():
+            np.testing.assert_array_equal(together.rules[name].values[key], value)
+
+
 def test_other_lengths_are_refused(tmp_path):
     evaluate(tmp_path / "table", 4)
     with pytest.raises(ValueError, match="other lengths for 'all': delete"):

@@ -31,6 +31,7 @@ def get_config(arg=None):
             routers=("",),
             scores_train="",
             scores_test="",
+            scores_vgg="",  # of the windows of scores_test, where those are not of LPIPS-VGG
             # final: one row for each export; a level of 0 means the lengths of its router
             names=("",),
             exports=("",),

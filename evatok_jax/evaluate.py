@@ -55,17 +55,22 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
     rules = {f"{level} a block": uniform(level, g.blocks) for level in g.levels}
     routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
     found = bench.run("all", rules | routed)
-    # The search has seen only some windows: the rule that it stands for is measured on those.
+    # The search has seen only some windows: the rules that it stands for are measured on those.
     check_origin(config.scores_test, grid(bench.clips))
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
     rows = bench.rows(table["record"], table["window"])
-    best = {}
-    for w_q in config.w_q:
-        reward = rewards.proxy_reward(table["lpips"], bench.assignments, norm, w_q, 2.0 - w_q)
-        lengths = bench.assignments[rewards.labels(reward)]
-        best[f"best of the search, w_q {w_q}"] = looked_up(lengths)
-    searched = bench.run("searched", best, rows=rows)
+    chosen = {"max_proxy_reward": _best(bench, table, norm, config.w_q)}
+    if config.scores_vgg:
+        check_origin(config.scores_vgg, grid(bench.clips))
+        other = read_table(config.scores_vgg)
+        if not np.array_equal(rows, bench.rows(other["record"], other["window"])):
+            raise ValueError(f"{config.scores_vgg}: expected the windows of {config.scores_test}")
+        own = rewards.Normalizer.of(other["lpips"], bench.assignments)
+        chosen["max_proxy_reward_vgg"] = _best(bench, other, own, config.w_q)
+    searched = {
+        name: bench.run(f"searched-{name}", rules, rows=rows) for name, rules in chosen.items()
+    }
 
     def points(names, subset=slice(None)):
         return [found.rules[n].point(n, found.real, subset, config.resamples) for n in names]
@@ -74,10 +79,11 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
     alike = {
         "uniform": points(rules, rows),
         "router": points(routed, rows),
-        "max_proxy_reward": [
-            searched.rules[n].point(n, searched.real, resamples=config.resamples) for n in best
-        ],
     }
+    for name, best in searched.items():
+        alike[name] = [
+            rule.point(n, best.real, resamples=config.resamples) for n, rule in best.rules.items()
+        ]
     middle = f"{g.levels[len(g.levels) // 2]} a block"
     main = 1.2 if 1.2 in routers else next(iter(routers))  # the paper's weights
     percentiles = {
@@ -95,9 +101,11 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
             [
                 f"max-proxy-reward on {len(rows)} of the windows, chosen at random",
                 f"rewards: LPIPS-{net}, normalised by {len(train['lpips'])} training windows",
-            ],
+            ]
+            + ["max-proxy-reward VGG: LPIPS-VGG, normalised by its own windows"]
+            * bool(config.scores_vgg),
         ),
-        "curves": {**curves, "max_proxy_reward": alike["max_proxy_reward"]},
+        "curves": {**curves, **{name: alike[name] for name in searched}},
         "curves_where_searched": alike,
         "budgets": _budgets(curves, budgets),
         "budgets_where_searched": _budgets(alike, budgets),
@@ -107,6 +115,16 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
         "baselines": bench.baselines(found.rules[middle].lengths),
     }
     workdirs.write_json(workdir / "curves.json", result)
+
+
+def _best(bench: Bench, table, norm, weights) -> dict:
+    """Rules for the windows of a table of scores: the best assignments at each weight w_q."""
+    rules = {}
+    for w_q in weights:
+        reward = rewards.proxy_reward(table["lpips"], bench.assignments, norm, w_q, 2.0 - w_q)
+        lengths = bench.assignments[rewards.labels(reward)]
+        rules[f"best of the search, w_q {w_q}"] = looked_up(lengths)
+    return rules
 
 
 def _budgets(curves: dict, budgets) -> list[dict]:

@@ -23,6 +23,7 @@ SCALES = {
         generator_batch=4,
         w_q=(1.2,),
         score_windows=(3, 2),
+        score_vgg=True,
         level=16,
         samples=2,
         final_windows=0,
@@ -44,6 +45,7 @@ SCALES = {
         generator_batch=16,
         w_q=(1.6,),
         score_windows=(0, 0),
+        score_vgg=False,
         level=16,
         samples=8,
         final_windows=0,
@@ -64,6 +66,7 @@ SCALES = {
         generator_batch=8,
         w_q=(0.8, 1.2, 1.6, 2.0),
         score_windows=(288, 64),
+        score_vgg=True,
         level=32,
         samples=128,
         final_windows=120,
@@ -101,10 +104,15 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
     # Every static size is a compilation, of 20 seconds on two cores.
     sizes = {"lengths.multiple": geometry(s.geometry).max_length // s.sizes}
     job("proxy", f"proxy.py:{train},strata={s.strata},steps={s.proxy_steps}", **sizes)
-    for split, windows in zip(("train", "test"), s.score_windows, strict=True):
+    searches = [
+        (split, "alex", n) for split, n in zip(("train", "test"), s.score_windows, strict=True)
+    ]
+    if s.score_vgg:  # what the search finds when it looks for what the page shows
+        searches.append(("test", "vgg", s.score_windows[1]))
+    for split, net, windows in searches:
         job(
-            f"scores-{split}",
-            f"scores.py:data={data},split={split},tokenizer={proxy},windows={windows},net=alex",
+            f"scores-{split}" + "-vgg" * (net == "vgg"),
+            f"scores.py:data={data},split={split},tokenizer={proxy},windows={windows},net={net}",
         )
     for w_q, name in zip(s.w_q, routers, strict=True):
         job(
@@ -133,6 +141,7 @@ def pipeline_jobs(scale: str, source: str, videos: str, classes: int = 0) -> lis
         routers=tuple(f"{{workdir}}/{name}/export" for name in routers),
         scores_train="{workdir}/scores-train/table",
         scores_test="{workdir}/scores-test/table",
+        scores_vgg="{workdir}/scores-test-vgg/table" if s.score_vgg else "",
     )
     job(
         "evaluate-final",

@@ -51,7 +51,9 @@ def test_every_stage_and_the_report(tmp_path):
     config = load_config("configs/pipeline.py:scale=test")
     pipeline(config, tmp_path)
     curves = read_json(tmp_path / "evaluate-curves" / "curves.json")
-    assert {"uniform", "router", "max_proxy_reward"} <= set(curves["curves"])
+    assert {"uniform", "router", "max_proxy_reward", "max_proxy_reward_vgg"} <= set(
+        curves["curves"]
+    )
     assert 0.0 <= curves["percentiles"]["router"] <= 1.0
     assert len(read_json(tmp_path / "evaluate-final" / "final.json")["rows"]) == 2
     assert (tmp_path / "report.html").stat().st_size > 10_000

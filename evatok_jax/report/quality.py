@@ -243,7 +243,7 @@ def _budgets(budgets: Sequence[Mapping] | None, curves: Mapping, series, which: 
                 _signed(saved, "fewer", "more"),
             )
         )
-    names = {"max_proxy_reward": "search"}
+    names = {"max_proxy_reward": "search", "max_proxy_reward_vgg": "search by VGG"}
     head = ("tokens", *(names.get(key, key) for key, *_ in series))
     head += ("router's LPIPS", "router's tokens")
     return table(head, rows, f"{LPIPS_BUDGETS} Of {which}.")

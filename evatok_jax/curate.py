@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
 from evatok_jax.api import Router, Tokenizer, open_export
-from evatok_jax.data.clips import Clips
+from evatok_jax.data.clips import Clips, mirrored
 from evatok_jax.data.pipeline import eval_clips
 from evatok_jax.data.tables import grid, shard_path, write_origin, write_shard
 from evatok_jax.interrupt import Interrupt
@@ -155,7 +155,7 @@ def curate(config: ConfigDict, workdir: Path) -> None:
             real = batch.pop("mask")
             video = batch.pop("video")[real]
             for flip in flips:
-                columns = function(np.ascontiguousarray(video[:, :, :, ::-1]) if flip else video)
+                columns = function(mirrored(video) if flip else video)
                 columns |= {name: column[real] for name, column in batch.items()}
                 parts.append(columns | {"flip": np.full(len(video), flip)})
         columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from evatok_jax.data.clips import BadClip, Batch, Clips
 from evatok_jax.data.faults import NONE_KNOWN, Fault, Known, Quarantine
+from evatok_jax.data.plans import host_rows
 from evatok_jax.data.watch import Journal, begin_worker, watched
 
 _TRIES = 10  # clips at one place; where so many fail, it is not the clips
@@ -95,28 +96,22 @@ class _HostBatches:
         process_index: int,
         process_count: int,
     ):
-        if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
-            raise ValueError(
-                f"a global batch of {batch_size} cannot be divided among {process_count} "
-                f"processes, of which this is number {process_index}"
-            )
-        self._stream, self._batch_size = stream, batch_size
-        self._size = batch_size // process_count
-        self._start = start + process_index * self._size
+        self._stream, self._start, self._batch_size = stream, start, batch_size
+        self._rows = host_rows(batch_size, process_index, process_count)
 
     def __call__(self, number: int) -> tuple[Batch, list[Fault]]:
         """The batch, empty where a place of it could not be filled, and all faults of its clips."""
         batch, faults = {}, []
-        for row in range(self._size):
+        for place, row in enumerate(self._rows):
             clip, own = self._stream(self._start + number * self._batch_size + row)
             faults += own
             if clip is None:
                 return {}, faults
             for name, value in clip.items():
                 if name not in batch:
-                    shape = (self._size, *np.shape(value))
+                    shape = (len(self._rows), *np.shape(value))
                     batch[name] = np.empty(shape, np.asarray(value).dtype)
-                batch[name][row] = value
+                batch[name][place] = value
         return batch, faults
 
 

@@ -165,10 +165,8 @@ def first_fit(lengths: Int[np.ndarray, " n"], capacity: int) -> Int[np.ndarray, 
     return np.repeat(np.repeat(first, rows) + within, np.repeat(many, rows))
 
 
-def host_indices(
-    batch_size: int, start_index: int = 0, process_index: int = 0, process_count: int = 1
-) -> Iterator[Int[np.ndarray, " b"]]:
-    """Global indices that one process reads, batch after batch: whole rows of each global batch.
+def host_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of each global batch that one process reads.
 
     Raises ValueError where the batch cannot be divided among the processes.
     """
@@ -177,7 +175,15 @@ def host_indices(
             f"a global batch of {batch_size} cannot be divided among {process_count} processes, "
             f"of which this is number {process_index}"
         )
-    own = np.arange(batch_size).reshape(process_count, -1)[process_index]
+    size = batch_size // process_count
+    return range(process_index * size, (process_index + 1) * size)
+
+
+def host_indices(
+    batch_size: int, start_index: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[Int[np.ndarray, " b"]]:
+    """Global indices that one process reads, batch after batch. Raises as `host_rows` does."""
+    own = np.array(host_rows(batch_size, process_index, process_count))
     while True:
         yield start_index + own
         start_index += batch_size

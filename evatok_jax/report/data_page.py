@@ -42,7 +42,8 @@ def write_data_page(directory: str | Path, out: str | Path) -> Path:
     """
     directory, out = epath.Path(directory), Path(out)
     manifest = read_manifest(directory)
-    indices = {split: read_index(directory, split) for split in manifest["splits"]}
+    splits = sorted(manifest["splits"], key=lambda split: (split != "train", split))
+    indices = {split: read_index(directory, split) for split in splits}
     name = directory.resolve().name
     opened = {split: _opened(directory, split, index) for split, index in indices.items()}
     sections = [
@@ -62,7 +63,7 @@ def write_data_page(directory: str | Path, out: str | Path) -> Path:
 def _masthead(name: str, manifest: dict, indices: dict[str, Index]) -> Html:
     records, skipped = sum(manifest["splits"].values()), sum(manifest["skipped"].values())
     seconds = sum(float(index["duration"].sum()) for index in indices.values())
-    splits = ", ".join(f"{split} {count:,}" for split, count in manifest["splits"].items())
+    splits = ", ".join(f"{split} {manifest['splits'][split]:,}" for split in indices)
     facts = [
         ("Records", fixed(records), splits),
         ("Hours", fixed(seconds / 3600, 1), f"{duration(seconds / records)} a record"),
@@ -147,8 +148,8 @@ def _lengths_section(indices: dict[str, Index]) -> Html:
         groups = [(split, column(index), n) for n, (split, index) in enumerate(indices.items(), 1)]
         charts.append(histogram(groups, title, x_label=label, size=(440, 240)))
     note = (
-        "Motion is the mean absolute change of luma, in levels of 0 to 255. The last bar of each "
-        "counts all that lies beyond."
+        "Bars count records; the last one of each chart has all that lies beyond. Motion is the "
+        "mean absolute change of luma, in levels of 0 to 255."
     )
     return join(
         legend([(split, n, "solid") for n, split in enumerate(indices, 1)]),

@@ -11,7 +11,8 @@ both scale in their own way and may seek to key frames that the data set does no
 one thread everywhere.
 
 A ratio is the median over the rounds of a turn's clips a second over those of the turn it is
-compared with. On a machine with other work to do, look at CPU milliseconds a clip instead.
+compared with; the CPU ratio is that of the CPU time which a clip costs, and the one to look at on a
+machine with other work to do.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from decoders import DECODERS
 
-SHOWN = ("clips/s", "of", "ratio", "CPU ms/clip", "start s", "MB")
+SHOWN = ("clips/s", "of", "ratio", "CPU ms/clip", "CPU ratio", "start s", "MB")
 CONTENDERS = {  # name: what runs, with how many workers, as how many processes, compared with what
     "pipeline, 1 worker": ("pipeline", 1, 1, "bare"),
     "bare": ("bare", 0, 1, None),
@@ -210,7 +211,7 @@ class Contender:
             ratios = np.array(self.rates) / rival.rates
             spent = np.array(rival.cpu) / self.cpu
             row |= {"of": self.rival, "ratio": float(np.median(ratios))}
-            row |= {"ratio of CPU time": float(np.median(spent))}
+            row |= {"CPU ratio": float(np.median(spent))}
         return row
 
 

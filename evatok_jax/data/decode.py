@@ -17,6 +17,7 @@ from evatok_jax.data.container import BadVideo, open_video, reason, turns
 from evatok_jax.data.deadline import Deadline, TimedFile
 
 NEVER = Deadline(math.inf)
+_KINDS = 16  # of pictures that are met again and again
 WORTH_A_SEEK = 8  # frames: to decode fewer is as fast as to look for a key frame
 
 # Antialiased (the triangle widens when it shrinks), the same bits on every processor, and chroma
@@ -54,7 +55,7 @@ def _window(data, numbers, height, width, keyframes, max_pixels, deadline):
     pictures = np.empty((len(wanted), height, width, 3), np.uint8)
     container, stream = open_decoder(TimedFile(data, deadline), max_pixels)
     with container:
-        done, fit, shape = 0, None, None
+        done, fit, kind, shape = 0, None, None, None
         try:
             while done < len(wanted):
                 index, stamp = near[done]
@@ -66,7 +67,10 @@ def _window(data, numbers, height, width, keyframes, max_pixels, deadline):
                     if frame.is_corrupt:
                         raise BadVideo(f"frame {number} is damaged")
                     if fit is None:
-                        fit, shape = Fit(frame, height, width), _shape(frame)
+                        shape = _shape(frame)
+                        look = turns(frame), int(frame.colorspace), int(frame.color_range)
+                        kind = (*shape, *look, height, width)
+                        fit = _idle.pop(kind, None) or Fit(frame, height, width)
                     if _shape(frame) != shape:
                         raise BadVideo(f"frame {number} has another size or format", "changing")
                     pictures[done] = fit(frame)
@@ -80,6 +84,9 @@ def _window(data, numbers, height, width, keyframes, max_pixels, deadline):
             raise BadVideo(
                 f"decoding fails before frame {wanted[done]}: {reason(error)}"
             ) from error
+    if len(_idle) >= _KINDS:
+        _idle.clear()
+    _idle[kind] = fit
     return pictures if len(wanted) == len(numbers) else pictures[np.searchsorted(wanted, numbers)]
 
 
@@ -120,6 +127,11 @@ class Fit:
         """One picture in RGB."""
         self._graph.vpush(frame)
         return self._turns(self._graph.vpull().to_ndarray())
+
+
+# By kind of picture: to make one takes as long as to use it for three frames. Whoever uses one has
+# taken it out, and puts it back when all went well.
+_idle: dict[tuple, Fit] = {}
 
 
 def open_decoder(source: bytes | IOBase, max_pixels: int | None = None):

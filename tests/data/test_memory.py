@@ -17,7 +17,7 @@ GIGABYTE = 1e9
 def noise(path, seconds, rate=1, height=1080, width=1920):
     """A video of noise, whose packets repeat: to encode an hour would take hours."""
     rng, group = np.random.default_rng(0), BytesIO()
-    options = {"preset": "ultrafast", "g": "25", "x264-params": "scenecut=0"}
+    options = {"preset": "ultrafast", "crf": "30", "g": "25", "x264-params": "scenecut=0"}
     with av.open(group, "w", format="mp4") as out:
         track = out.add_stream("libx264", rate=rate, options=options)
         track.height, track.width, track.pix_fmt = height, width, "yuv420p"

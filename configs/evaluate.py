@@ -7,6 +7,7 @@
 from ml_collections import ConfigDict
 
 from evatok_jax.config import parse_arguments
+from evatok_jax.presets import data_section
 
 
 def get_config(arg=None):
@@ -19,7 +20,7 @@ def get_config(arg=None):
             name=f"evaluate-{args.task}",
             task=args.task,
             seed=args.seed,
-            data=dict(path=args.data, split=args.split),
+            data=data_section(args.data, split=args.split),
             windows=args.windows,
             batch_size=args.batch,
             fvd=args.fvd,

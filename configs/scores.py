@@ -9,7 +9,7 @@ time is short. `search` walks the tree of beginnings; "brute_force" finds the sa
 """
 
 from evatok_jax.config import parse_arguments
-from evatok_jax.presets import curation_config
+from evatok_jax.presets import scores_config
 
 
 def get_config(arg=None):
@@ -23,8 +23,4 @@ def get_config(arg=None):
         batch=16,
         seed=0,
     )
-    config = curation_config(args, "scores")
-    config.name = f"scores-{args.split}"
-    config.lpips_net = args.net
-    config.search = "prefix_tree"
-    return config
+    return scores_config(args)

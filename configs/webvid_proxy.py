@@ -12,4 +12,4 @@ from evatok_jax.experiments import tokenizer_experiment
 
 
 def get_config(arg=None):
-    return tokenizer_experiment(arg, "webvid_proxy", "random", adversary="transformer")
+    return tokenizer_experiment(arg, "webvid_proxy", "random", adversary="transformer", fps=3.0)

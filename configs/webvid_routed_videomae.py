@@ -12,4 +12,6 @@ from evatok_jax.experiments import tokenizer_experiment
 
 
 def get_config(arg=None):
-    return tokenizer_experiment(arg, "webvid_routed_videomae", "router", adversary="videomae")
+    return tokenizer_experiment(
+        arg, "webvid_routed_videomae", "router", adversary="videomae", fps=3.0
+    )

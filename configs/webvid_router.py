@@ -11,4 +11,4 @@ from evatok_jax.experiments import router_experiment
 
 
 def get_config(arg=None):
-    return router_experiment(arg)
+    return router_experiment(arg, fps=3.0)

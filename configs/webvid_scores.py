@@ -10,4 +10,4 @@ from evatok_jax.experiments import scores_experiment
 
 
 def get_config(arg=None):
-    return scores_experiment(arg)
+    return scores_experiment(arg, fps=3.0)

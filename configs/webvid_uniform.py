@@ -11,4 +11,4 @@ from evatok_jax.experiments import tokenizer_experiment
 
 
 def get_config(arg=None):
-    return tokenizer_experiment(arg, "webvid_uniform", "fixed", adversary="transformer")
+    return tokenizer_experiment(arg, "webvid_uniform", "fixed", adversary="transformer", fps=3.0)

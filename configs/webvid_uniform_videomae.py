@@ -11,4 +11,6 @@ from evatok_jax.experiments import tokenizer_experiment
 
 
 def get_config(arg=None):
-    return tokenizer_experiment(arg, "webvid_uniform_videomae", "fixed", adversary="videomae")
+    return tokenizer_experiment(
+        arg, "webvid_uniform_videomae", "fixed", adversary="videomae", fps=3.0
+    )

@@ -30,7 +30,7 @@ def load(directory: str | Path) -> "Tokenizer | Generator":
 
     Raises ValueError where it holds neither a tokenizer nor a generator, or anything in it is off.
     """
-    export = _export(directory)
+    export = open_export(directory)
     if export.kind == "tokenizer":
         return Tokenizer(export)
     if export.kind == "generator":
@@ -38,7 +38,7 @@ def load(directory: str | Path) -> "Tokenizer | Generator":
     raise ValueError(f"{directory} holds a {export.kind}: load() opens tokenizers and generators")
 
 
-def _export(directory: str | Path) -> Export:
+def open_export(directory: str | Path) -> Export:
     """The export in a directory, or in the workdir of a finished job."""
     directory = Path(directory)
     if not (directory / "export.json").exists() and (directory / "export").is_dir():
@@ -115,7 +115,7 @@ class Tokenizer:
 
     def use_router(self, export: Export | str | Path) -> None:
         """Takes the router of an export, or of what `load` opens; ValueError if it does not fit."""
-        router = Router(export if isinstance(export, Export) else _export(export), self.batch)
+        router = Router(export if isinstance(export, Export) else open_export(export), self.batch)
         if router.geometry != self.geometry:
             raise ValueError(f"the router is for {router.geometry}, the tokenizer {self.geometry}")
         self.router = router

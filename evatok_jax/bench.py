@@ -10,7 +10,8 @@ from tqdm import tqdm
 from evatok_jax import assets
 from evatok_jax.allocation.assignments import all_assignments
 from evatok_jax.api import Router, Tokenizer
-from evatok_jax.data.pipeline import Clips, eval_clips
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import eval_clips
 from evatok_jax.evaluators import baselines
 from evatok_jax.evaluators.lpips import LpipsMetric
 from evatok_jax.evaluators.psnr_ssim import clip_psnr
@@ -22,14 +23,15 @@ def protocol(config, clips: Clips, count: int, models: dict[str, str], notes=())
     """What a number depends on, to stand beside it."""
     networks = ["lpips_vgg", "lpips_alex"] + (["i3d"] if config.fvd else [])
     notes = list(notes)
+    rate = f"{clips.fps:g} frames a second" if clips.fps else "native rate"
     if clips.manifest["source"] == "samples":
         notes.append("four embedded clips: rFVD here shows that the plumbing works, no quality")
     return {
         "data": clips.manifest["source"],
         "split": f"{clips.split} ({clips.manifest['split_rule']})",
         "clips": count,
-        "windows": f"fixed, non-overlapping, {clips.frames} frames at native rate, no flip; if not "
-        "all, evenly spread",
+        "windows": f"fixed, non-overlapping, {clips.frames} frames at {rate}, no flip; if not all, "
+        "evenly spread",
         "seed": config.seed,
         "resolution": f"{clips.frames}x{clips.height}x{clips.width}",
         "networks": {name: assets.file_hash(assets.path(name)) for name in networks},
@@ -56,7 +58,7 @@ class Bench:
     def __init__(self, config: ConfigDict, workdir: Path, tokenizer: Tokenizer):
         g = tokenizer.geometry
         self.config, self.workdir, self.tokenizer = config, workdir, tokenizer
-        self.clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+        self.clips = Clips.of(config.data, config.data.split, g)
         windows = self.clips.windows()
         count = min(config.windows or len(windows), len(windows))
         self.windows = windows[np.linspace(0, len(windows) - 1, count).round().astype(int)]

@@ -103,10 +103,53 @@ def report(args) -> None:
 
 def data_build(args) -> None:
     """Builds a data set from a source of videos."""
-    from evatok_jax.data.builder import build_main
+    from evatok_jax.data.builders.command import build_main
 
     options = vars(args)
     build_main(**{k: v for k, v in options.items() if k not in ("run", "command", "action")})
+
+
+def data_annotate(args) -> None:
+    """Runs a router or a tokenizer once over all windows and keeps what it says as a table."""
+    from absl import logging
+    from ml_collections import ConfigDict
+
+    from evatok_jax.curate import curate
+    from evatok_jax.data.tables import read_table
+    from evatok_jax.presets import CURATION
+    from evatok_jax.workdir import finished
+
+    logging.set_verbosity(logging.INFO)
+    flip = args.kind != "scores" if args.flip is None else args.flip
+    given = ConfigDict(vars(args) | {"flip": flip, "first": 0, "seed": 0, "run": None})
+    config, workdir = CURATION[args.kind](given), Path(args.out)
+    config.data.update(fps=args.fps, short=args.short)
+    curate(config, workdir)
+    if not finished(workdir):
+        tell("data annotate", ["stopped before its end", "give the same command to continue"])
+        return
+    columns = read_table(workdir / "table")
+    show(
+        {
+            "table": str(workdir / "table"),
+            "rows": len(columns["record"]),
+            "columns": {name: [str(c.dtype), *c.shape[1:]] for name, c in columns.items()},
+        }
+    )
+
+
+def data_show(args) -> None:
+    """Writes a page with clips of a data set, what its videos are like, and what was left out."""
+    from evatok_jax.report.data_page import write_data_page
+
+    print(write_data_page(args.directory, args.out))
+
+
+def data_check(args) -> None:
+    """Verifies that a data set is what its manifest says and can be read."""
+    from evatok_jax.data.builders.command import check_main
+
+    check_main(args.directory)
 
 
 def opened(directory: str):
@@ -205,9 +248,44 @@ def parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="data sets").add_subparsers(
         dest="action", required=True
     )
-    from evatok_jax.data.builder import add_build_arguments
+    from evatok_jax.data.builders.command import add_build_arguments
 
     add_build_arguments(command(data_build, "build", under=data))
+    directory = ("directory", dict(help="of a data set"))
+    command(data_check, "check", directory, under=data)
+    command(
+        data_annotate,
+        "annotate",
+        ("data", dict(help="folder of a data set")),
+        ("--kind", dict(choices=("assignments", "tokens", "scores"), required=True)),
+        ("--tokenizer", dict(default="", help="export or workdir; assignments need only a router")),
+        ("--router", dict(default="", help="export or workdir, in place of the tokenizer's own")),
+        ("--out", dict(required=True, help="workdir; the table is OUT/table")),
+        ("--split", dict(default="train")),
+        (
+            "--fps",
+            dict(type=float, default=0.0, help="frames a second of a clip (default: native)"),
+        ),
+        ("--short", dict(choices=("skip", "hold"), default="skip", help="rule for short videos")),
+        ("--windows", dict(type=int, default=0, help="so many random ones (default: all)")),
+        (
+            "--flip",
+            dict(
+                action=argparse.BooleanOptionalAction,
+                help="mirrored windows too (default: yes, but for scores)",
+            ),
+        ),
+        ("--net", dict(choices=("vgg", "alex"), default="vgg", help="of LPIPS, for scores")),
+        ("--batch", dict(type=int, default=16)),
+        under=data,
+    )
+    command(
+        data_show,
+        "show",
+        directory,
+        ("--out", dict(required=True, help="the page to write")),
+        under=data,
+    )
     return top
 
 

@@ -1,8 +1,9 @@
 """Curation: a sharded, resumable map over the windows of a data set. Nothing is learned here.
 
 Stage 2 scores every assignment of every clip (EVATok sec. 3.2.2); the same map tokenizes clips for
-the generator. The result is a table (`data/tables.py`), a row for each window and flip. Shards are
-the unit of resuming and of dividing the work: host i of n takes every n-th.
+the generator, or keeps a router's assignments, so that either model sees each window once. The
+result is a table (`data/tables.py`), a row for each window and flip. Shards are the unit of
+resuming and of dividing the work: host i of n takes every n-th.
 """
 
 import time
@@ -16,15 +17,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from evatok_jax import workdir as workdirs
-from evatok_jax.api import Tokenizer
-from evatok_jax.data.pipeline import Clips, eval_clips
-from evatok_jax.data.tables import shard_path, write_shard
+from evatok_jax.api import Router, Tokenizer, open_export
+from evatok_jax.data.clips import Clips, mirrored
+from evatok_jax.data.pipeline import eval_clips
+from evatok_jax.data.tables import grid, shard_path, write_origin, write_shard
 from evatok_jax.interrupt import Interrupt
 from evatok_jax.names import nearest
 from evatok_jax.pretrained.lpips import load_lpips
 from evatok_jax.search.brute_force import BruteForce
 from evatok_jax.search.prefix_tree import PrefixTree
-from evatok_jax.storage.export import load_export
+from evatok_jax.storage.export import Export
 
 SEARCHES = {"prefix_tree": PrefixTree, "brute_force": BruteForce}
 
@@ -58,7 +60,9 @@ def tokens(config: ConfigDict, tokenizer: Tokenizer):
         raise ValueError("this tokenizer's tokens are vectors: a table of tokens holds ids")
     g, given = tokenizer.geometry, config.condition
     if tokenizer.router is None and not any(config.fixed):
-        raise ValueError("this tokenizer has no router: give the lengths as config.fixed")
+        raise ValueError(
+            "this tokenizer has no router: name one (router), or give the lengths as config.fixed"
+        )
 
     def tokenize(clips):
         if any(config.fixed):
@@ -78,7 +82,33 @@ def tokens(config: ConfigDict, tokenizer: Tokenizer):
     return tokenize
 
 
-MAPS = {"scores": scorer, "tokens": tokens}
+def assignments(config: ConfigDict, router: Router):
+    """The router's choice for each clip: column lengths [n, blocks]."""
+    return lambda clips: {"lengths": router.route(clips)}
+
+
+MAPS = {"scores": scorer, "tokens": tokens, "assignments": assignments}
+
+
+def load_models(config: ConfigDict) -> dict[str, Export]:
+    """The exports that the config names: "tokenizer", "router" or both.
+
+    Raises ValueError where the map lacks one.
+    """
+    named = {name: config[name] for name in ("tokenizer", "router") if config[name]}
+    if not named or (config.map != "assignments" and "tokenizer" not in named):
+        raise ValueError(f"a table of {config.map} needs a tokenizer: name its export")
+    return {name: open_export(path) for name, path in named.items()}
+
+
+def prepare(config: ConfigDict, exports: dict[str, Export]) -> Tokenizer | Router:
+    """What the map runs: the tokenizer with the router that decides, or the router alone."""
+    if config.map == "assignments":
+        return Router(exports.get("router") or exports["tokenizer"], config.batch_size)
+    tokenizer = Tokenizer(exports["tokenizer"], config.batch_size)
+    if "router" in exports:
+        tokenizer.use_router(exports["router"])
+    return tokenizer
 
 
 def choose(clips: Clips, count: int, seed: int) -> np.ndarray:
@@ -91,22 +121,29 @@ def choose(clips: Clips, count: int, seed: int) -> np.ndarray:
 
 
 def curate(config: ConfigDict, workdir: Path) -> None:
-    """Runs the map that the config names over the windows it asks for, shard by shard."""
+    """Runs the map that the config names over the windows it asks for, shard by shard.
+
+    Raises ValueError where the workdir's table is of another config, data set or model.
+    """
     if config.map not in MAPS:
         raise ValueError(f"unknown map {config.map!r}: {nearest(config.map, MAPS)}")
-    export = load_export(config.tokenizer)
-    workdirs.claim(workdir, config, {"tokenizer": export.digest})
+    exports = load_models(config)
+    model = prepare(config, exports)
+    g = model.geometry
+    clips = Clips.of(config.data, config.data.split, g)
+    of = grid(clips)
+    digests = {name: export.digest for name, export in exports.items()}
+    workdirs.claim(workdir, config, digests | {"data": of["data"]})
     if workdirs.finished(workdir):
         logging.info("%s is finished", workdir)
         return
-    tokenizer = Tokenizer(export, config.batch_size)
-    g = tokenizer.geometry
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
     windows = choose(clips, config.windows, config.seed)
     flips = (False, True) if config.data.flip else (False,)
     shards = -(-len(windows) // config.shard_size)
-    function = MAPS[config.map](config, tokenizer)
     table, began, done = workdir / "table", time.time(), 0
+    if jax.process_index() == 0:
+        write_origin(table, of, shards, config.map, digests)
+    function = MAPS[config.map](config, model)
     interrupt = Interrupt()
     own = range(jax.process_index(), shards, jax.process_count())
     for shard in tqdm(own, desc=config.name, unit="shard", dynamic_ncols=True):
@@ -118,7 +155,7 @@ def curate(config: ConfigDict, workdir: Path) -> None:
             real = batch.pop("mask")
             video = batch.pop("video")[real]
             for flip in flips:
-                columns = function(np.ascontiguousarray(video[:, :, :, ::-1]) if flip else video)
+                columns = function(mirrored(video) if flip else video)
                 columns |= {name: column[real] for name, column in batch.items()}
                 parts.append(columns | {"flip": np.full(len(video), flip)})
         columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}

@@ -17,8 +17,9 @@ from evatok_jax.allocation import reward as rewards
 from evatok_jax.api import Generator, Router, Tokenizer
 from evatok_jax.atomic import replacing
 from evatok_jax.bench import Bench, Routed, fvd_network, looked_up, protocol, uniform
-from evatok_jax.data.pipeline import Clips, eval_clips
-from evatok_jax.data.tables import read_table
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import eval_clips
+from evatok_jax.data.tables import check_origin, grid, read_table
 from evatok_jax.evaluators.generation import (
     generation_features,
     generation_scores,
@@ -55,11 +56,13 @@ def _curves(config: ConfigDict, workdir: Path) -> None:
     routed = {f"w_q {w_q}": Routed(router, len(bench.windows)) for w_q, router in routers.items()}
     found = bench.run("all", rules | routed)
     # The search has seen only some windows: the rules that it stands for are measured on those.
+    check_origin(config.scores_test, grid(bench.clips))
     table, train = read_table(config.scores_test), read_table(config.scores_train)
     norm = rewards.Normalizer.of(train["lpips"], bench.assignments)
     rows = bench.rows(table["record"], table["window"])
     chosen = {"max_proxy_reward": _best(bench, table, norm, config.w_q)}
     if config.scores_vgg:
+        check_origin(config.scores_vgg, grid(bench.clips))
         other = read_table(config.scores_vgg)
         if not np.array_equal(rows, bench.rows(other["record"], other["window"])):
             raise ValueError(f"{config.scores_vgg}: expected the windows of {config.scores_test}")
@@ -218,7 +221,7 @@ def _generation(config: ConfigDict, workdir: Path) -> None:
     g, grammar = generator.tokenizer.geometry, generator.config.grammar
     i3d = fvd_network(config, g.frames)
     # As LARP has it: real clips are drawn, their classes condition the samples.
-    clips = Clips(config.data.path, config.data.split, g.frames, g.height, g.width)
+    clips = Clips.of(config.data, config.data.split, g)
     windows = np.random.default_rng(config.seed).permutation(clips.windows())[: config.samples]
     first, found = generator.config.condition_frames, []
     for batch in eval_clips(clips, min(config.batch_size, len(windows)), windows):

@@ -11,9 +11,9 @@ from evatok_jax.geometry import geometry
 from evatok_jax.presets import (
     add_alignment,
     add_recipe,
-    curation_config,
     generator_config,
     router_config,
+    scores_config,
     tokenizer_config,
     tokens_config,
 )
@@ -45,16 +45,18 @@ def tokenizer_experiment(
     alignment: bool = True,
     codebook_size: int = 16384,
     images: bool = False,
+    fps: float = 0.0,
 ) -> ConfigDict:
     """A tokenizer: `lengths` is random (a proxy), router or fixed (256 a block, one a patch).
 
-    A routed one takes `router`, the export of a router.
+    A routed one takes `router`, the export of a router. Clips have `fps` frames a second, 0 for
+    the videos' own.
     """
     routed = {"router": ""} if lengths == "router" else {}
     args = _arguments(arg, steps, IMAGE_BATCH if images else 128, images=images, **routed)
     args.size = "tiny" if args.runlocal else "S-B"
     config = tokenizer_config(args)
-    config.name, config.lengths.rule = name, lengths
+    config.name, config.lengths.rule, config.data.fps = name, lengths, fps
     if args.runlocal:  # few steps: what matters is to compile little
         config.model.unroll, config.lengths.multiple = 1, geometry(args.geometry).max_length
     else:
@@ -82,23 +84,32 @@ def image_tokenizer_experiment(arg, name: str, lengths: str) -> ConfigDict:
     return config
 
 
-def scores_experiment(arg, windows: int = 100_000) -> ConfigDict:
-    """Scores of random clips under every assignment, by the proxy `tokenizer`."""
+def scores_experiment(arg, windows: int = 100_000, fps: float = 0.0) -> ConfigDict:
+    """Scores of random clips, of `fps` frames a second, under every assignment, by the proxy
+    `tokenizer`.
+    """
     args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0)
     args.windows = args.windows or (2 if args.runlocal else windows)
-    config = curation_config(args, "scores")
-    config.lpips_net = "alex" if args.runlocal else "vgg"
-    config.search = "prefix_tree"
+    args.net = "alex" if args.runlocal else "vgg"
+    config = scores_config(args)
+    config.data.fps = fps
     return config
 
 
 def router_experiment(
-    arg, w_q: float = 1.2, steps: int = 50_000, batch: int = 128, images: bool = False
+    arg,
+    w_q: float = 1.2,
+    steps: int = 50_000,
+    batch: int = 128,
+    images: bool = False,
+    fps: float = 0.0,
 ) -> ConfigDict:
-    """A router on the table `scores`, by hard labels; w_l = 2 - w_q."""
+    """A router on the table `scores`, by hard labels; w_l = 2 - w_q; `fps` is that table's."""
     args = _arguments(arg, steps, batch, images=images, scores="", w_q=w_q)
     args.size, args.temperature = "tiny" if args.runlocal else "S", 0.0
-    return router_config(args)
+    config = router_config(args)
+    config.data.fps = fps
+    return config
 
 
 def generator_experiment(arg, size: str, classes: int, steps: int, first: int = 0) -> ConfigDict:

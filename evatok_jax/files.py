@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from evatok_jax.api import Generator, Tokenizer
-from evatok_jax.data.sources import VIDEO_SUFFIXES
+from evatok_jax.data.builders.folder import VIDEO_SUFFIXES
 from evatok_jax.storage.evt import info, read_evt, write_evt
 from evatok_jax.storage.evt_file import EvtFile, flat_codes, padded_codes
 from evatok_jax.storage.framing import SourceInfo

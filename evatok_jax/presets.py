@@ -40,6 +40,22 @@ def run_section(steps: int, **changes) -> ConfigDict:
     )
 
 
+def data_section(path: str, **more) -> ConfigDict:
+    """How a job reads its clips.
+
+    `fps` is frames a second of a clip, 0 the video's own; `short` what a video is for that is too
+    short ("skip" or "hold", `data.clips.Clips`); `time_limit` seconds for decoding a window. With
+    `cache_dir`, shards are copied into that folder, `cache_gb` gigabytes of them at most.
+    """
+    reading = dict(fps=0.0, short="skip", time_limit=10.0, cache_dir="", cache_gb=0.0)
+    return ConfigDict(dict(path=path) | reading | more)
+
+
+def learning_section(path: str, **more) -> ConfigDict:
+    """How a job that learns reads its clips: `max_bad` is the share of them that may be damaged."""
+    return data_section(path, flip=True, cache_bytes=CACHE, max_bad=0.01, **more)
+
+
 def small(size: str) -> bool:
     """Whether a size is one of those for CPUs, which learn faster and average over fewer steps."""
     return size in ("tiny", "mini")
@@ -64,7 +80,7 @@ def tokenizer_config(args) -> ConfigDict:
             seed=args.seed,
             batch_size=args.batch,
             accumulate=1,
-            data=dict(path=args.data, flip=True, cache_bytes=CACHE),
+            data=learning_section(args.data),
             model=dict(
                 geometry=args.geometry,
                 size=args.size,
@@ -186,15 +202,16 @@ def add_alignment(config: ConfigDict, teacher: str = "vjepa2_l") -> None:
 
 
 def curation_config(args, kind: str) -> ConfigDict:
-    """A map over windows: "scores" or "tokens" (see `evatok_jax.curate`)."""
+    """A map over windows: "scores", "tokens" or "assignments" (see `evatok_jax.curate`)."""
     return ConfigDict(
         dict(
             job="curate",
-            name=kind,
+            name=f"{kind}-{args.split}",
             map=kind,
             seed=args.seed,
             tokenizer=args.tokenizer,
-            data=dict(path=args.data, split=args.split, flip=False),
+            router=args.get("router", ""),  # in place of the tokenizer's own
+            data=data_section(args.data, split=args.split, flip=False),
             windows=args.windows,
             batch_size=args.batch,
             shard_size=16,
@@ -202,15 +219,33 @@ def curation_config(args, kind: str) -> ConfigDict:
     )
 
 
+def scores_config(args) -> ConfigDict:
+    """Scores of all assignments, from which a router's labels are made."""
+    config = curation_config(args, "scores")
+    config.lpips_net = args.net
+    config.search = "prefix_tree"
+    return config
+
+
 def tokens_config(args) -> ConfigDict:
     """The table on which a generator trains; for frame prediction with `first` frames given."""
     config = curation_config(args, "tokens")
-    config.name = f"tokens-{args.split}"
     config.fixed = (0,)  # or the lengths of every clip's blocks
     config.condition = dict(frames=args.first, lengths=K600_LENGTHS if args.first else ())
     config.data.flip = args.flip
     config.shard_size = 256
     return config
+
+
+def assignments_config(args) -> ConfigDict:
+    """The lengths that a router gives each window."""
+    config = curation_config(args, "assignments")
+    config.data.flip = args.flip
+    config.shard_size = 4096
+    return config
+
+
+CURATION = {"scores": scores_config, "tokens": tokens_config, "assignments": assignments_config}
 
 
 def router_config(args) -> ConfigDict:
@@ -223,7 +258,7 @@ def router_config(args) -> ConfigDict:
             seed=args.seed,
             batch_size=args.batch,
             accumulate=1,
-            data=dict(path=args.data, scores=args.scores, flip=True, cache_bytes=CACHE),
+            data=learning_section(args.data, scores=args.scores),
             labels=dict(w_q=args.w_q, w_l=2.0 - args.w_q, temperature=args.temperature),
             model=dict(
                 geometry=args.geometry,

@@ -190,6 +190,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     run, began = config.run, time.time()
     stage = load_stage(config)
     workdirs.claim(workdir, config, stage.inputs())
+    stage.workdir = workdir
     done = workdirs.finished(workdir)
     if done and done["step"] >= run.steps:
         logging.info("%s is finished", workdir)

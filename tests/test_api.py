@@ -7,38 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import G, save_tokenizer
 from videos import encode
 
 import evatok_jax
 from evatok_jax import cli
 from evatok_jax.files import encode_file
-from evatok_jax.geometry import geometry
-from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
+from evatok_jax.models.build import build_tokenizer, describe_geometry
 from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.tokens import Tokens
-
-G = geometry("nano")
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     """An export of a tokenizer with a router, of random weights."""
-    nano = describe_geometry("nano")
-    tokenizer = {"geometry": nano, "size": "tiny", "codebook_size": 100}
-    router = {"geometry": nano, "size": "tiny"}
-    video = jnp.zeros((1, *G.clip_shape))
-    lengths = jnp.full((1, 4), 4, jnp.int32)
-    key = jax.random.key(0)
-    params = {
-        "tokenizer": jax.jit(build_tokenizer(tokenizer).init, static_argnums=3)(
-            key, video, lengths, 16
-        ),
-        "router": jax.jit(build_router(router).init)(key, video),
-    }
-    params = {name: jax.device_get(tree["params"]) for name, tree in params.items()}
-    path = tmp_path_factory.mktemp("model") / "export"
-    save_export(path, "tokenizer", {"tokenizer": tokenizer, "router": router}, params)
-    return path
+    return save_tokenizer(tmp_path_factory.mktemp("model") / "export")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Training data and videos that are encoded come through here, so that both mean t
 that can be read", and a tokenizer meets pictures the way it has learned them.
 """
 
-from io import BytesIO
+from io import SEEK_END, BytesIO, IOBase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,45 +18,62 @@ PRESENT = 0.9  # share of its announced length that a file must have, or it coun
 
 
 class BadVideo(ValueError):
-    """A video that cannot be used; the message says why."""
+    """A video that cannot be used; the message says why.
+
+    Attributes:
+      cause: the same in a word or two, to be counted by.
+    """
+
+    def __init__(self, message: str, cause: str = "damaged"):
+        super().__init__(message)
+        self.cause = cause
 
 
-def open_video(source: Path | bytes):
+def open_video(source: Path | bytes | IOBase, max_pixels: int | None = None):
     """An opened container, which the caller closes, and the track of pictures in it.
 
+    `source` is a path, the bytes of a file, or an opened file, which is read from its start.
+
     Raises BadVideo for what is empty, is no video, has no track of pictures (cover art is none),
-    needs a decoder that is not there, or has pictures above `MAX_PIXELS`.
+    needs a decoder that is not there, or has pictures above `max_pixels`
+    (`MAX_PIXELS` by default).
     """
-    if not (source if isinstance(source, bytes) else source.stat().st_size):
-        raise BadVideo("the file is empty")
-    # What looks like a video may be a playlist: it must not reach beyond local files, and from a
-    # record of a data set, which holds all that there is of it, nowhere.
-    if isinstance(source, bytes):
-        file, reach = BytesIO(source), "none"
+    # What looks like a video may be a playlist: it must not reach beyond local files, and from what
+    # becomes a record of a data set, which holds all that there is of it, nowhere.
+    if isinstance(source, Path):
+        file, reach, size = str(source.absolute()), "file", source.stat().st_size
     else:
-        file, reach = str(source.absolute()), "file"
+        file, reach = BytesIO(source) if isinstance(source, bytes) else source, "none"
+        size = file.seek(0, SEEK_END)
+        file.seek(0)
+    if not size:
+        raise BadVideo("the file is empty", "empty")
+    max_pixels = max_pixels or MAX_PIXELS
+    options = {"protocol_whitelist": reach, "max_pixels": str(max_pixels)}
     try:
-        container = av.open(file, options={"protocol_whitelist": reach}, metadata_errors="ignore")
+        container = av.open(file, options=options, metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        raise BadVideo(f"not a video that can be read: {reason(error)}") from error
+        raise BadVideo(f"not a video that can be read: {reason(error)}", "no video") from error
     try:
-        return container, _track(container.streams)
+        return container, _track(container.streams, max_pixels)
     except BaseException:
         container.close()
         raise
 
 
-def _track(streams):
+def _track(streams, max_pixels: int):
     """The first track of pictures, if it can be decoded."""
     tracks = [t for t in streams.video if not t.disposition & Disposition.attached_pic]
     if not tracks:
         has = "only sound" if streams.audio else "no video track"
-        raise BadVideo(f"it has {has}, nothing to look at")
+        raise BadVideo(f"it has {has}, nothing to look at", "no pictures")
     track = tracks[0]
     if track.codec_context is None:
-        raise BadVideo("there is no decoder for its codec")
-    if track.width * track.height > MAX_PIXELS:
-        raise BadVideo(f"pictures of {track.width}x{track.height} pixels, above {MAX_PIXELS}")
+        raise BadVideo("there is no decoder for its codec", "no decoder")
+    if track.width * track.height > max_pixels:
+        size = f"{track.width}x{track.height}"
+        raise BadVideo(f"pictures of {size} pixels, above {max_pixels}", "too large")
+    track.codec_context.options = {"max_pixels": str(max_pixels)}  # they may grow on the way
     return track
 
 
@@ -96,7 +113,8 @@ def turns(frame: av.VideoFrame) -> Turns:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError as error:
         if frame.rotation not in _ROTATED:
-            raise BadVideo(f"a rotation by {frame.rotation} degrees is no quarter turn") from error
+            turn = f"a rotation by {frame.rotation} degrees"
+            raise BadVideo(f"{turn} is no quarter turn", "turned") from error
         return _ROTATED[frame.rotation]
     if matrix is None:
         return Turns()
@@ -106,7 +124,23 @@ def turns(frame: av.VideoFrame) -> Turns:
         return Turns(False, d < 0, a < 0)
     if b and c and not a and not d:
         return Turns(True, b < 0, c < 0)
-    raise BadVideo(f"the display matrix {(a, b, c, d)} is no quarter turn")
+    raise BadVideo(f"the display matrix {(a, b, c, d)} is no quarter turn", "turned")
+
+
+class LastingTurns:
+    """`turns` of frames that follow each other, asked for anew where the rotation changes.
+
+    A frame whose side data was asked for is in a cycle with them, so that hundreds would stay in
+    memory until Python looks for cycles.
+    """
+
+    def __init__(self):
+        self._rotation = self._turns = None
+
+    def __call__(self, frame: av.VideoFrame) -> Turns:
+        if frame.rotation != self._rotation:
+            self._turns, self._rotation = turns(frame), frame.rotation
+        return self._turns
 
 
 def reason(error: Exception) -> str:

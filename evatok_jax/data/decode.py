@@ -1,105 +1,97 @@
-"""Decoding with PyAV: whole videos when they are probed, single windows when they are used.
+"""Decoding with PyAV: windows of a video, and what probing needs for the whole of it.
 
 FFmpeg runs on one thread a stream, so that the cores are shared by clips and not within one. A
 window is reached by seeking only to key frames that the probe has found to give the very same
 pictures as decoding from the start.
 """
 
-import zlib
-from collections import Counter
-from dataclasses import dataclass
-from itertools import islice
+import math
+from io import IOBase
 
 import av
 import av.filter
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from evatok_jax.data.container import PRESENT, BadVideo, open_video, reason, turns
+from evatok_jax.data.container import BadVideo, open_video, reason, turns
+from evatok_jax.data.deadline import Deadline, TimedFile
 
-_SEEK_APART = 8  # key frames nearer than this many frames to the last one are not worth a row
+NEVER = Deadline(math.inf)
+_KINDS = 16  # of pictures that are met again and again
+WORTH_A_SEEK = 8  # frames: to decode fewer is as fast as to look for a key frame
+
 # Antialiased (the triangle widens when it shrinks), the same bits on every processor, and chroma
 # kept at full resolution while converting: without that RGB comes out 1 to 2 levels too dark.
 _SCALING = "bilinear+accurate_rnd+bitexact+full_chroma_int"
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a full decode of a video found.
-
-    Attributes:
-      frames, height, width: of the decoded pictures, upright (rotation tags are applied).
-      fps: average frame rate, 0 where the file does not say.
-      keyframes: int64 [n, 2] of (frame number, time stamp in ticks of the stream) from which a
-        window can be reached by seeking; the first row is always (0, 0) and means: from the start.
-    """
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    keyframes: Int64[np.ndarray, "n 2"]
-
-
-def probe(data: bytes) -> Probe:
-    """Decodes a whole video, and again from its key frames to see which of them can be trusted.
-
-    Raises BadVideo as `open_video` does, and for one that has no pictures, is cut off (less than
-    90 % of the frames or the duration that it announces), is damaged, or changes its picture's
-    size, format or rotation.
-    """
-    container, stream = _open(data)
-    with container:
-        times, keys, sums, shapes = [], [], [], set()
-        try:
-            for frame in container.decode(stream):
-                if frame.is_corrupt:
-                    raise BadVideo(f"frame {len(times)} is damaged")
-                times.append(frame.pts)
-                keys.append(frame.key_frame)
-                sums.append(_checksum(frame))
-                shapes.add((frame.height, frame.width, frame.format.name, turns(frame)))
-        except av.FFmpegError as error:
-            raise BadVideo(f"decoding fails after {len(times)} frames: {reason(error)}") from error
-        if not times:
-            raise BadVideo("no picture in its video stream")
-        if len(shapes) > 1:
-            raise BadVideo(f"the picture changes its size, format or rotation: {sorted(shapes)}")
-        _check_length(container, stream, times)
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-    height, width, _, turned = shapes.pop()
-    if turned.swapped:
-        height, width = width, height
-    return Probe(len(times), height, width, rate, _trusted(data, times, keys, sums))
-
-
 def window(
     data: bytes,
-    start: int,
-    count: int,
+    numbers: Int64[np.ndarray, " count"],
     height: int,
     width: int,
     keyframes: Int64[np.ndarray, "n 2"],
-) -> UInt8[np.ndarray, "{count} {height} {width} 3"]:
-    """Frames start .. start + count of the full decode, in RGB, cropped and scaled (see `Fit`).
+    max_pixels: int | None = None,
+    deadline: Deadline = NEVER,
+) -> UInt8[np.ndarray, "count {height} {width} 3"]:
+    """Frames of these numbers, which never fall, as the full decode has them.
 
-    `keyframes` is the probe's. Raises BadVideo where the frames cannot be decoded.
+    In RGB, cropped and scaled (see `Fit`). Only they are converted, and frames between them are
+    decoded only where no key frame lies nearer. `keyframes` is the probe's.
+
+    Raises BadVideo where the frames cannot be decoded by the deadline, or pictures are larger than
+    `max_pixels`.
     """
-    index, time = (int(v) for v in keyframes[keyframes[:, 0] <= start][-1])
-    container, stream = _open(data)
+    try:
+        return _window(data, numbers, height, width, keyframes, max_pixels, deadline)
+    except BadVideo:
+        deadline.check()  # what ended for lack of time is not what it looks like
+        raise
+
+
+def _window(data, numbers, height, width, keyframes, max_pixels, deadline):
+    wanted = np.unique(numbers)
+    near = keyframes[np.searchsorted(keyframes[:, 0], wanted, "right") - 1].tolist()
+    pictures = np.empty((len(wanted), height, width, 3), np.uint8)
+    container, stream = open_decoder(TimedFile(data, deadline), max_pixels)
     with container:
-        clip, fit = np.empty((count, height, width, 3), np.uint8), None
-        done = 0
+        done, fit, kind, shape = 0, None, None, None
         try:
-            for frame in islice(_from(container, stream, index, time), start - index, None):
-                fit = fit or Fit(frame, height, width)
-                clip[done] = fit(frame)
-                done += 1
-                if done == count:
-                    return clip
+            while done < len(wanted):
+                index, stamp = near[done]
+                frames = frames_from(container, stream, index, stamp)
+                for number, frame in enumerate(frames, index):
+                    deadline.check()
+                    if number < wanted[done]:
+                        continue
+                    if frame.is_corrupt:
+                        raise BadVideo(f"frame {number} is damaged")
+                    if fit is None:
+                        shape = _shape(frame)
+                        look = turns(frame), int(frame.colorspace), int(frame.color_range)
+                        kind = (*shape, *look, height, width)
+                        fit = _idle.pop(kind, None) or Fit(frame, height, width)
+                    if _shape(frame) != shape:
+                        raise BadVideo(f"frame {number} has another size or format", "changing")
+                    pictures[done] = fit(frame)
+                    done += 1
+                    if done == len(wanted) or near[done][0] > number + WORTH_A_SEEK:
+                        break
+                else:
+                    there = f"{done} of the frames {numbers[0]} to {numbers[-1]}"
+                    raise BadVideo(f"only {there} can be decoded", "cut off")
         except av.FFmpegError as error:
-            raise BadVideo(f"decoding fails at frame {start + done}: {reason(error)}") from error
-    raise BadVideo(f"only {done} of the frames {start} to {start + count - 1} can be decoded")
+            raise BadVideo(
+                f"decoding fails before frame {wanted[done]}: {reason(error)}"
+            ) from error
+    if len(_idle) >= _KINDS:
+        _idle.clear()
+    _idle[kind] = fit
+    return pictures if len(wanted) == len(numbers) else pictures[np.searchsorted(wanted, numbers)]
+
+
+def _shape(frame: av.VideoFrame) -> tuple:
+    return frame.height, frame.width, frame.format.name
 
 
 class Fit:
@@ -137,15 +129,20 @@ class Fit:
         return self._turns(self._graph.vpull().to_ndarray())
 
 
-def _open(data: bytes):
+# By kind of picture: to make one takes as long as to use it for three frames. Whoever uses one has
+# taken it out, and puts it back when all went well.
+_idle: dict[tuple, Fit] = {}
+
+
+def open_decoder(source: bytes | IOBase, max_pixels: int | None = None):
     """An opened container and its track of pictures, decoding on one thread."""
-    container, stream = open_video(data)
+    container, stream = open_video(source, max_pixels)
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return container, stream
 
 
-def _from(container, stream, index: int, time: int):
+def frames_from(container, stream, index: int, time: int):
     """Decoded frames from the key frame (index, time) on, index 0 being the start of the file."""
     if index:
         container.seek(time, stream=stream, backward=True)
@@ -154,50 +151,3 @@ def _from(container, stream, index: int, time: int):
         reached = reached or frame.pts == time  # seeking may land before what was asked for
         if reached:
             yield frame
-
-
-def _checksum(frame: av.VideoFrame) -> int:
-    """A checksum of the first plane (luma, of most formats), without the padding of its lines."""
-    plane, sample = frame.planes[0], -(-frame.format.components[0].bits // 8)
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return zlib.crc32(np.ascontiguousarray(rows[: plane.height, : plane.width * sample]))
-
-
-def _check_length(container, stream, times: list) -> None:
-    """Raises BadVideo where clearly less was decoded than the file announces."""
-    if stream.frames:
-        if len(times) < PRESENT * stream.frames:
-            raise BadVideo(f"cut off: {len(times)} of {stream.frames} frames can be decoded")
-    elif container.duration and not container.streams.audio and None not in times:
-        # Matroska and the like announce seconds only, and count the sound in.
-        seconds = float((max(times) - min(times)) * stream.time_base)
-        if len(times) > 1 and seconds * len(times) / (len(times) - 1) < PRESENT * (
-            announced := container.duration / av.time_base
-        ):
-            raise BadVideo(f"cut off: {seconds:.2f} of {announced:.2f} seconds can be decoded")
-
-
-def _trusted(data: bytes, times: list, keys: list, sums: list) -> Int64[np.ndarray, "n 2"]:
-    """The key frames from which seeking gives the same pictures as decoding from the start.
-
-    Each is tried up to the next one. Streams with open groups of pictures or with time stamps that
-    repeat (old AVI files) lose some or all of theirs and are decoded from the start.
-    """
-    rows, uses = [(0, 0)], Counter(times)
-    candidates = [
-        n for n, key in enumerate(keys) if key and times[n] is not None and uses[times[n]] == 1
-    ]
-    ends = [*candidates[1:], len(times) - 1]
-    container, stream = _open(data)
-    with container:
-        for first, end in zip(candidates, ends, strict=False):
-            if first - rows[-1][0] < _SEEK_APART:
-                continue
-            frames = islice(_from(container, stream, first, times[first]), end - first + 1)
-            try:
-                same = [_checksum(frame) for frame in frames] == sums[first : end + 1]
-            except av.FFmpegError:
-                same = False  # this key frame is not used; the full decode has shown the video good
-            if same:
-                rows.append((first, times[first]))
-    return np.array(rows, np.int64)

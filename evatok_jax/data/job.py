@@ -5,8 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from evatok_jax import workdir as workdirs
-from evatok_jax.data.builder import build
-from evatok_jax.data.sources import source
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import build
 
 
 def build_dataset(config: ConfigDict, workdir: Path) -> None:
@@ -14,5 +14,5 @@ def build_dataset(config: ConfigDict, workdir: Path) -> None:
     workdirs.claim(workdir, config)
     videos = source(config.source, config.videos or None)
     manifest = build(videos, workdir / "clips", shards=config.shards, max_bad=config.max_bad)
-    done = {"splits": manifest["splits"], "skipped": len(manifest["skipped"])}
+    done = {"splits": manifest["splits"], "skipped": sum(manifest["skipped"].values())}
     workdirs.write_json(workdir / "done.json", done)

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG.
+"""Line charts and histograms as inline SVG.
 
 Written by hand rather than by a plotting library: colours and type then come from the page's style
 sheet, so a chart follows the light or dark scheme, and a whole page of them stays small.
@@ -104,6 +104,44 @@ def chart(
     return tag("figure", tag("figcaption", title), svg, class_="chart")
 
 
+def histogram(
+    groups: Sequence[tuple[str, Values, int]],
+    title: str,
+    *,
+    x_label: str = "",
+    bins: int = 30,
+    size: tuple[int, int] = (280, 180),
+) -> Html:
+    """Counts of finite values, groups (name, values, colour) stacked in the order given.
+
+    The last bar counts all that lies beyond the 99th percentile.
+    """
+    values = np.concatenate([np.asarray(own, float) for _, own, _ in groups])
+    low, high = float(values.min()), float(np.quantile(values, 0.99))
+    edges = np.histogram_bin_edges(values, bins, (low, high))
+    counts = [np.histogram(np.minimum(own, edges[-1]), edges)[0] for _, own, _ in groups]
+    total = np.sum(counts, axis=0)
+    outline = [Line("", edges, np.append(total, 0))]
+    frame = _Frame(outline, size, x_label, False, None, False, from_zero=True)
+    stacks = (
+        _stack(
+            frame,
+            edges[i : i + 2],
+            [(*group[::2], int(own[i])) for group, own in zip(groups, counts, strict=True)],
+        )
+        for i in np.flatnonzero(total)
+    )
+    svg = tag(
+        "svg",
+        frame.grid(x_label),
+        stacks,
+        viewBox=f"0 0 {size[0]} {size[1]}",
+        role="img",
+        aria_label=title,
+    )
+    return tag("figure", tag("figcaption", title), svg, class_="chart")
+
+
 def legend(lines: Sequence[tuple[str, int, str]]) -> Html:
     """Names with a sample of their line: (name, colour, style)."""
     items = (
@@ -116,7 +154,7 @@ def legend(lines: Sequence[tuple[str, int, str]]) -> Html:
 class _Frame:
     """The axes: where a value lies in the drawing."""
 
-    def __init__(self, lines, size, label, log2_x, reference, robust):
+    def __init__(self, lines, size, label, log2_x, reference, robust, from_zero=False):
         self.left, self.right, self.top = 46, size[0] - 12, 12
         self.bottom = size[1] - (44 if label else 24)
         self._log = log2_x
@@ -130,7 +168,7 @@ class _Frame:
         low, high = (float(end) for end in ends)
         if reference:
             low, high = min(low, reference[1]), max(high, reference[1])
-        self._y = _widen(low, high, 0.08)
+        self._y = (0.0, 1.05 * high) if from_zero else _widen(low, high, 0.08)
         xs = np.log2(xs) if log2_x else xs
         self._x = _widen(float(xs.min()), float(xs.max()), 0.06 if log2_x else 0.0)
 
@@ -192,6 +230,27 @@ def _draw(line: Line, frame: _Frame):
             at = {"cx": f"{x:.1f}", "cy": f"{y:.1f}"}
             yield tag("circle", **at, r=4, class_=f"point {color} {line.style}")
             yield tag("circle", tag("title", line.tips[i]), **at, r=11, class_="hit")
+
+
+def _stack(frame: _Frame, edges: np.ndarray, parts: list[tuple[str, int, int]]) -> Html:
+    """The bar between two edges: (name, colour, count) upon each other, and what they say."""
+    left, right = (frame.x(edge) for edge in edges.tolist())
+    pieces, bottom = [], 0
+    for _, color, count in parts:
+        top = bottom + count
+        pieces.append(
+            tag(
+                "rect",
+                x=f"{left:.1f}",
+                y=f"{frame.y(top):.1f}",
+                width=f"{max(right - left - 1, 0.5):.1f}",
+                height=f"{frame.y(bottom) - frame.y(top):.1f}",
+                class_=f"piece c{color % COLORS}",
+            )
+        )
+        bottom = top
+    said = ", ".join(f"{name} {count:,}" for name, _, count in parts if count)
+    return tag("g", tag("title", f"{edges[0]:.4g} to {edges[1]:.4g}: {said}"), pieces)
 
 
 def _widen(low: Number, high: Number, share: Number) -> tuple[float, float]:

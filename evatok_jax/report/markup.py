@@ -7,11 +7,13 @@ becomes markup because somebody forgot it.
 import html
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 DASH, MINUS = "\u2013", "\u2212"
 Number = float | int
 _VOID = {"img", "link", "meta", "source"}
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Html(str):
@@ -110,3 +112,26 @@ def bar(share: Number, class_: str = "") -> Html:
 def missing(what: str, where: str) -> Html:
     """The line that stands where a part's input is not there."""
     return tag("p", f"Not there yet: {what} (", tag("code", where), ").", class_="missing")
+
+
+def document(title: str, top: Any, sections: Iterable[tuple[str, str, Any]]) -> str:
+    """A whole page that needs no other file: what stands on top, then (id, title, content) each."""
+    sections = list(sections)
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("link", rel="icon", href="data:,"),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    body = tag(
+        "body",
+        tag("header", top, class_="top"),
+        tag("nav", (tag("a", name, href=f"#{key}") for key, name, _ in sections)),
+        tag("main", (tag("section", tag("h2", n), content, id=k) for k, n, content in sections)),
+    )
+    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from evatok_jax.report.markup import Html, tag
+
 FRAME_SIDE = 128  # larger frames are shrunk to it: a page is no archive
 FRAME_MILLISECONDS = 80
 
@@ -35,6 +37,17 @@ def still(picture: UInt8[np.ndarray, "h w 3"], quality: int | None) -> bytes:
 def animation(video: UInt8[np.ndarray, "t h w 3"], quality: int | None) -> bytes:
     """An endless WebP of a clip, `FRAME_MILLISECONDS` a frame."""
     return _webp(list(video), quality)
+
+
+def moving(webp: bytes, video: UInt8[np.ndarray, "t h w 3"], alt: str) -> Html:
+    """An animation of a clip, or its first frame for people who asked for less motion."""
+    height, width = video.shape[1:3]
+    first = data_uri(still(video[0], 75))
+    return tag(
+        "picture",
+        tag("source", srcset=first, media="(prefers-reduced-motion: reduce)"),
+        tag("img", src=data_uri(webp), alt=alt, width=width, height=height),
+    )
 
 
 def block_pictures(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from evatok_jax.atomic import replacing
-from evatok_jax.report.markup import Html, join, tag
+from evatok_jax.report.markup import Html, document, join, tag
 from evatok_jax.report.quality import curves_section, final_section, headline
 from evatok_jax.report.results import Results, read_results
 from evatok_jax.report.sections import (
@@ -28,7 +28,6 @@ SECTIONS = (
     ("time", "Where the seconds went", timing_section),
     ("protocols", "Protocols", protocol_section),
 )
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(workdir: Path, out: Path | None = None) -> Path:
@@ -55,28 +54,9 @@ def write_report(workdir: Path, out: Path | None = None) -> Path:
 def render(run: Results) -> str:
     """The page as text."""
     name = run.workdir.resolve().name
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("link", rel="icon", href="data:,"),
-        tag("title", f"EVATok report: {name}"),
-        tag("style", Html(style)),
-    )
-    sections = (
-        tag("section", tag("h2", title), make(run), id=key) for key, title, make in SECTIONS
-    )
-    links = (tag("a", title, href=f"#{key}") for key, title, _ in SECTIONS)
-    body = tag(
-        "body",
-        tag("header", _masthead(run, name), headline(run), _care(run), _jobs(run), class_="top"),
-        tag("nav", links),
-        tag("main", sections),
-    )
-    return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
+    top = _masthead(run, name), headline(run), _care(run), _jobs(run)
+    sections = [(key, title, make(run)) for key, title, make in SECTIONS]
+    return document(f"EVATok report: {name}", top, sections)
 
 
 def _masthead(run: Results, name: str) -> Html:

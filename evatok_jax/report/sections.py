@@ -129,7 +129,7 @@ def _strip(strips, i: int, pictures: list[bytes], moving: bytes, pair: np.ndarra
             "div",
             tag(
                 "div",
-                _moving(moving, pair, f"{key}, original and decoded"),
+                media.moving(moving, pair, f"{key}, original and decoded"),
                 tag("p", tag("span", "original"), tag("span", "decoded")),
                 class_="pair",
             ),
@@ -142,17 +142,6 @@ def _strip(strips, i: int, pictures: list[bytes], moving: bytes, pair: np.ndarra
 
 def _alt(block: int) -> str:
     return f"block {block + 1}: original above, decoded below"
-
-
-def _moving(webp: bytes, video: np.ndarray, alt: str) -> Html:
-    """An animation, or its first frame for people who asked for less motion."""
-    height, width = video.shape[1:3]
-    first = media.data_uri(media.still(video[0], 75))
-    return tag(
-        "picture",
-        tag("source", srcset=first, media="(prefers-reduced-motion: reduce)"),
-        tag("img", src=media.data_uri(webp), alt=alt, width=width, height=height),
-    )
 
 
 def generation_section(run: Results) -> Html:
@@ -173,7 +162,7 @@ def generation_section(run: Results) -> Html:
         tokens = (bar(n / max(lengths.max(), 1)) for n in lengths[i])
         item = tag(
             "div",
-            _moving(webp, video, "generated clip"),
+            media.moving(webp, video, "generated clip"),
             tag("div", tokens, class_="quad"),
             tag("small", f"{int(lengths[i].sum())} tokens"),
             class_="sample",

@@ -7,7 +7,8 @@ import numpy as np
 from evatok_jax.allocation.assignments import all_assignments
 from evatok_jax.allocation.reward import Normalizer, proxy_reward
 from evatok_jax.config import to_plain
-from evatok_jax.data.tables import read_table
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.tables import check_origin, grid, read_table
 from evatok_jax.models.build import build_router, describe_geometry
 from evatok_jax.models.router import scores
 from evatok_jax.pixels import to_model
@@ -50,6 +51,8 @@ class RouterStage(BaseStage):
         return self._targets
 
     def batches(self, start):
+        data = self.config.data
+        check_origin(data.scores, grid(Clips.of(data, "train", self.geometry)))
         windows, reward = self.targets
         for batch in self.clips(start, windows=windows):
             yield {**batch, "reward": reward[batch["row"]]}

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.faults import Quarantine
 from evatok_jax.data.pipeline import train_clips
 from evatok_jax.optim import optimizer
 
@@ -24,6 +27,7 @@ class Stage(Protocol):
     """
 
     config: ConfigDict
+    workdir: Path | None  # of the run, set by the loop: what cannot be read is listed there
     periods: Mapping[str, int]  # group -> every how many steps it learns
     starts: Mapping[str, int]  # group -> the step after which it may, for groups that wait
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
@@ -76,7 +80,7 @@ class BaseStage:
     """The defaults that most stages share."""
 
     def __init__(self, config: ConfigDict):
-        self.config = config
+        self.config, self.workdir = config, None
         self.periods = dict.fromkeys(config.optim, 1)
         self.ema = {group: o.ema for group, o in config.optim.items() if o.ema}
         self.starts = {}
@@ -87,21 +91,20 @@ class BaseStage:
 
     def clips(self, start: int, **more) -> Iterator[dict]:
         """This process's clips of the config's data, at the size of `self.geometry`."""
-        c, g = self.config, self.geometry
+        c, place = self.config, jax.process_index()
+        # A run that goes on from another one's state takes the replacements that that one took.
+        also = [Path(c.run.resume)] if c.run.resume else []
         return train_clips(
-            c.data.path,
-            frames=g.frames,
-            height=g.height,
-            width=g.width,
+            Clips.of(c.data, "train", self.geometry),
             batch_size=c.batch_size,
             seed=c.seed,
             start_index=start,
             flip=c.data.flip,
-            process_index=jax.process_index(),
+            quarantine=Quarantine(self.workdir, c.data.max_bad, place, also),
+            process_index=place,
             process_count=jax.process_count(),
             threads=c.run.threads,
             workers=c.run.workers,
-            cache_bytes=c.data.cache_bytes,
             **more,
         )
 

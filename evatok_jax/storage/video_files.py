@@ -16,7 +16,16 @@ import numpy as np
 from av.video.reformatter import Interpolation
 from jaxtyping import Int64, UInt8
 
-from evatok_jax.data.container import PRESENT, BadVideo, open_video, reason, turns
+from evatok_jax.data.container import (
+    PRESENT,
+    BadVideo,
+    LastingTurns,
+    Turns,
+    open_video,
+    reason,
+    turns,
+)
+from evatok_jax.data.timestamps import frame_times
 from evatok_jax.storage.framing import SourceInfo, box_for, fit_frame, unfit
 
 SUFFIXES = (".mp4", ".m4v", ".mov")  # containers that keep any time stamp exactly
@@ -119,14 +128,14 @@ class Video:
 
     def _decode(self) -> Iterator[tuple[av.VideoFrame, np.ndarray]]:
         """The frames in the order of showing, each with its upright picture."""
-        packets = frames = 0
+        packets, frames, turned = 0, 0, LastingTurns()
         try:
             for packet in self._container.demux(self._track):
                 packets += packet.size > 0
                 damaged = packet.is_corrupt
                 for frame in packet.decode():
                     damaged |= frame.is_corrupt
-                    yield frame, _upright(frame)
+                    yield frame, _upright(frame, turned(frame))
                     frames += 1
                 if damaged:
                     raise ValueError("data are missing")
@@ -158,21 +167,17 @@ class Video:
     def _settle_times(self, presented: list, decoded: list, duration: int) -> None:
         """Chooses the time stamps: presentation times, else decoding times, else the frame rate."""
         rate = self._track.average_rate or self._track.guessed_rate
-        if not duration and rate:
-            duration = max(1, round(1 / (rate * self.time_base)))
-        # Old AVI files state the former wrongly where frames are packed, and frames come in order.
-        times = _increasing(presented, duration)
-        times = _increasing(decoded, duration) if times is None else times
-        if times is None:
-            if not rate:
-                raise ValueError(f"{self._path}: no usable time stamps, and no frame rate")
-            times, self.time_base = np.arange(len(presented) + 1), 1 / rate
+        try:
+            times, self.time_base = frame_times(presented, decoded, duration, rate, self.time_base)
+        except BadVideo as error:
+            raise ValueError(f"{self._path}: {error}") from error
         self.timestamps = times - min(0, int(times[0]))
         container = self._container
-        promised = (self._track.duration or 0) * self._track.time_base
+        start, promised = times[0], (self._track.duration or 0) * self._track.time_base
         if not promised and len(container.streams) == 1:
-            promised = Fraction(container.duration or 0, av.time_base)
-        seconds = int(times[-1] - times[0]) * self.time_base
+            # Such containers announce when the video ends, not how long it takes.
+            start, promised = min(0, start), Fraction(container.duration or 0, av.time_base)
+        seconds = int(times[-1] - start) * self.time_base
         if seconds < PRESENT * promised:
             there = f"{float(seconds):.2f} s of {float(promised):.2f} s are there"
             raise ValueError(f"{self._path}: cut off, {there}")
@@ -259,27 +264,7 @@ def _encode(
         encode(None)
 
 
-def _increasing(times: list[int | None], duration: int) -> np.ndarray | None:
-    """Start times and the end of the last frame, or None where they do not increase.
-
-    Frames that the decoder held back at the end of a file may lack their time: they follow at the
-    duration that most frames have.
-    """
-    known = [time for time in times if time is not None]
-    if not known or times[: len(known)] != known:
-        return None
-    steps = np.diff(np.array(known, np.int64))
-    if (steps <= 0).any():
-        return None
-    values, counts = np.unique(steps, return_counts=True)
-    usual = int(values[counts.argmax()]) if steps.size else max(1, duration)
-    missing = len(times) - len(known)
-    late = known[-1] + usual * np.arange(1, missing + 1)
-    ticks = np.concatenate([known, late]).astype(np.int64)
-    return np.append(ticks, ticks[-1] + (duration or usual))
-
-
-def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(frame: av.VideoFrame, turned: Turns) -> UInt8[np.ndarray, "h w 3"]:
     """A frame as it is meant to be seen, 8-bit RGB."""
     picture = frame.to_ndarray(format="rgb24", interpolation=_CONVERSION)
-    return turns(frame)(picture)
+    return turned(picture)

@@ -1,11 +1,19 @@
 """Tiny videos, made on the spot."""
 
 import os
+import shutil
+from collections.abc import Callable
+from itertools import chain, repeat
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+from evatok_jax.data.records import MANIFEST, read_manifest, shard_name
+from evatok_jax.workdir import write_json
 
 # name: (suffix, codec, options); what differs is how key frames, B-frames and time stamps behave.
 KINDS = {
@@ -66,7 +74,7 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def videos():
     """The functions above, for tests."""
 
@@ -75,8 +83,60 @@ def videos():
         pictures = staticmethod(moving_pictures)
         write = staticmethod(write_video)
         sound = staticmethod(write_sound)
+        repeat_records = staticmethod(repeat_records)
 
     return Videos
+
+
+def repeat_records(
+    data: Path,
+    target: Path,
+    times: int = 1,
+    shards: int = 1,
+    change: Callable[[int, bytes], bytes] | None = None,
+) -> Path:
+    """A data set whose training records are those of another one, so many times over.
+
+    `change` gives record i, whose video is known, other bytes than the build has seen.
+    """
+    shutil.copytree(data, target)
+    manifest, index = read_manifest(target), target / "index-train.npz"
+    old = [shard for shard in manifest["shards"] if shard["split"] == "train"]
+    others = [shard for shard in manifest["shards"] if shard["split"] != "train"]
+    records = [r for s in old for r in ArrayRecordReader(str(data / s["file"])).read_all()]
+    for shard in old:
+        (target / shard["file"]).unlink()
+    new, number = [], 0
+    for rounds in np.array_split(np.arange(times), shards):
+        path = target / shard_name("train", len(new), shards)
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        for record in chain.from_iterable(repeat(records, len(rounds))):
+            if change:
+                example = tf_example_pb2.Example.FromString(record)
+                video = example.features.feature["video"].bytes_list.value
+                video[0] = change(number, video[0])
+                record = example.SerializeToString()
+            writer.write(record)
+            number += 1
+        writer.close()
+        about = {"file": path.name, "split": "train", "records": len(rounds) * len(records)}
+        new.append(about | {"bytes": path.stat().st_size})
+    with np.load(index) as columns:
+        columns = {name: np.tile(column, times) for name, column in columns.items()}
+    np.savez_compressed(index, **columns)
+    manifest["splits"]["train"], manifest["shards"] = number, new + others
+    write_json(target / MANIFEST, manifest)
+    return target
+
+
+@pytest.fixture
+def spoil(tmp_path):
+    """Copies a data set of which some training records hold other bytes than the build has seen."""
+
+    def spoilt(data: Path, videos: dict[int, bytes]) -> Path:
+        return repeat_records(data, tmp_path / "spoilt", change=videos.get)
+
+    return spoilt
 
 
 @pytest.fixture

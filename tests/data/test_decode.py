@@ -8,8 +8,11 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
+from evatok_jax.data import decode
 from evatok_jax.data.container import BadVideo
-from evatok_jax.data.decode import Fit, probe, window
+from evatok_jax.data.deadline import Deadline
+from evatok_jax.data.decode import Fit, frames_from, window
+from evatok_jax.data.probe import probe
 from evatok_jax.storage.video_files import Video
 
 
@@ -19,6 +22,11 @@ def decode_all(path, height, width):
         frames = list(container.decode(video=0))
     fit = Fit(frames[0], height, width)
     return np.stack([fit(frame) for frame in frames])
+
+
+def run(start, count):
+    """Numbers of frames that follow each other."""
+    return np.arange(start, start + count)
 
 
 @pytest.mark.parametrize(
@@ -32,8 +40,40 @@ def test_every_window_equals_the_full_decode(tmp_path, videos, kind):
     assert (found.frames, found.height, found.width) == (47, 32, 40)
     assert found.fps == pytest.approx(25, rel=0.05)
     for start in range(0, 47 - 5 + 1):
-        clip = window(data, start, 5, 16, 16, found.keyframes)
+        clip = window(data, run(start, 5), 16, 16, found.keyframes)
         np.testing.assert_array_equal(clip, full[start : start + 5])
+
+
+@pytest.mark.parametrize("kind", ["avi", "avi-b-frames", "mp4-b-frames", "mp4-open-gop", "mkv"])
+def test_frames_far_apart_equal_the_full_decode(tmp_path, videos, kind):
+    """Also those that are shown more than once, and where a key frame lies between them."""
+    path = tmp_path / f"video.{videos.kinds[kind][0]}"
+    videos.write(path, videos.pictures(90), kind)
+    data, full = path.read_bytes(), decode_all(path, 16, 16)
+    found, rng = probe(data), np.random.default_rng(0)
+    for step in (1, 3, 11, 25):
+        numbers = rng.integers(0, 10) + np.arange(0, 80, step) + rng.integers(0, 2)
+        numbers = np.repeat(numbers, rng.integers(1, 3, len(numbers)))
+        clip = window(data, numbers, 16, 16, found.keyframes)
+        np.testing.assert_array_equal(clip, full[numbers])
+
+
+def test_only_what_is_needed_is_decoded(tmp_path, videos, monkeypatch):
+    """From the key frame before a window on, and nothing between two frames that are far apart."""
+    path = videos.write(tmp_path / "video.mkv", videos.pictures(90), "mkv")  # a key frame in ten
+    data, decoded = path.read_bytes(), []
+    keyframes = probe(data).keyframes
+
+    def counted(*arguments):
+        for frame in frames_from(*arguments):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(decode, "frames_from", counted)
+    for numbers, most in ((run(63, 4), 7), (np.array([5, 44, 81]), 6 + 5 + 2), (run(0, 90), 90)):
+        decoded.clear()
+        window(data, numbers, 16, 16, keyframes)
+        assert len(decoded) <= most
 
 
 @pytest.mark.parametrize("kind", ["avi", "mp4-b-frames", "mkv", "mjpeg"])
@@ -78,7 +118,7 @@ def test_shrinking_is_antialiased_and_keeps_the_centre(tmp_path, videos):
     pictures[:, :, 64:128] = 255 * (np.indices((64, 64)).sum(0) % 2)[None, :, :, None]
     pictures[:, :, :64, 0] = pictures[:, :, 128:, 2] = 255
     path = videos.write(tmp_path / "video.mkv", pictures, "mkv")
-    clip = window(path.read_bytes(), 0, 1, 16, 16, probe(path.read_bytes()).keyframes)
+    clip = window(path.read_bytes(), run(0, 1), 16, 16, probe(path.read_bytes()).keyframes)
     inner = clip[0, 1:-1, 1:-1].astype(int)
     assert np.abs(inner - 127).max() <= 4  # a fine chess board is grey; its neighbours are cut off
 
@@ -89,9 +129,9 @@ def test_any_shape_fits(tmp_path, videos, size, stored):
     path = videos.write(tmp_path / "video.avi", videos.pictures(3, *stored))
     data = path.read_bytes()
     keyframes = probe(data).keyframes
-    clip = window(data, 1, 2, *size, keyframes)
+    clip = window(data, run(1, 2), *size, keyframes)
     assert clip.shape == (2, *size, 3)
-    np.testing.assert_array_equal(clip, window(data, 1, 2, *size, keyframes))
+    np.testing.assert_array_equal(clip, window(data, run(1, 2), *size, keyframes))
 
 
 def test_bad_videos_say_why(tmp_path, videos):
@@ -138,8 +178,8 @@ def test_pictures_come_upright(tmp_path, videos, rotation, turn):
     assert len(found.keyframes) > 1
     assert (found.frames, found.height, found.width) == shown.shape[:3]
     stored = (16, 24) if shown.shape[1:3] == (32, 48) else (24, 16)
-    clip = window(data, 20, 5, *stored, found.keyframes)
-    expected = turn(window(plain, 20, 5, 16, 24, found.keyframes))
+    clip = window(data, run(20, 5), *stored, found.keyframes)
+    expected = turn(window(plain, run(20, 5), 16, 24, found.keyframes))
     np.testing.assert_array_equal(clip, expected)
     halved = shown[20:25].reshape(5, stored[0], 2, stored[1], 2, 3).mean((2, 4))
     assert np.abs(clip - halved).mean() < 8
@@ -167,7 +207,26 @@ def test_cover_art_is_no_video(tmp_path, videos):
 def test_a_window_past_the_end_is_an_error(tmp_path, videos):
     data = videos.write(tmp_path / "video.avi", videos.pictures(20)).read_bytes()
     with pytest.raises(BadVideo, match="only 3 of the frames 17 to 20"):
-        window(data, 17, 4, 16, 16, probe(data).keyframes)
+        window(data, run(17, 4), 16, 16, probe(data).keyframes)
+
+
+def test_pictures_larger_than_agreed_are_refused(tmp_path, videos):
+    """By the header, and by the decoder where the header says nothing."""
+    for kind in ("avi", "mkv", "mjpeg"):
+        path = tmp_path / f"video.{videos.kinds[kind][0]}"
+        data = videos.write(path, videos.pictures(3, 64, 64), kind).read_bytes()
+        with pytest.raises(BadVideo):
+            window(data, run(0, 3), 16, 16, probe(data).keyframes, max_pixels=32 * 32)
+
+
+def test_a_deadline_ends_a_decode(tmp_path, videos):
+    """The cause is the time, not what the data look like when they end too soon."""
+    data = videos.write(tmp_path / "video.avi", videos.pictures(60)).read_bytes()
+    keyframes = probe(data).keyframes
+    with pytest.raises(BadVideo, match=r"longer than 1e-06 s") as error:
+        window(data, run(50, 4), 16, 16, keyframes, deadline=Deadline(1e-6))
+    assert error.value.cause == "too slow"
+    window(data, run(50, 4), 16, 16, keyframes, deadline=Deadline(60.0))
 
 
 def test_real_clips(real_data):
@@ -182,5 +241,5 @@ def test_real_clips(real_data):
         found = probe(data)
         assert found.frames == int(row["frames"]) == len(full)
         for start in rng.integers(0, found.frames - 15, 3):
-            clip = window(data, int(start), 16, 32, 32, found.keyframes)
+            clip = window(data, run(start, 16), 32, 32, found.keyframes)
             np.testing.assert_array_equal(clip, full[start : start + 16])

@@ -1,12 +1,16 @@
 """Images are videos of one frame: the same records, the same decoding, the same clips."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from evatok_jax.data.builder import build_main
-from evatok_jax.data.pipeline import Clips, train_clips
-from evatok_jax.data.sources import source
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.build import SKIPPED
+from evatok_jax.data.builders.command import build_main
+from evatok_jax.data.clips import Clips
+from evatok_jax.data.pipeline import train_clips
 
 ORIENTATION, QUARTER_CLOCKWISE = 0x0112, 6  # of EXIF
 
@@ -44,10 +48,11 @@ def test_a_folder_of_images(tmp_path, imagenet):
     (imagenet / "val/n01").mkdir()
     (imagenet / "val/n01/no.jpg").write_bytes(b"\xff\xd8 no picture")
     out = tmp_path / "out"
-    manifest = build_main("images", out, imagenet, max_bad=0.2)
+    manifest = build_main("imagenet", out, imagenet, max_bad=0.2, workers=0)
     assert manifest["splits"] == {"train": 7, "val": 1}
     assert manifest["classes"] == ["n01", "n02"]
-    assert [bad["key"] for bad in manifest["skipped"]] == ["val/n01/no.jpg"]
+    (bad,) = (out / SKIPPED).read_text().splitlines()
+    assert json.loads(bad)["key"] == "val/n01/no.jpg"
     clips, want = Clips(out, "train", 1, 48, 48), picture()[:, 8:56].astype(int)
     wanted = {"train/n02/turned.jpg": np.rot90(picture(), -1)[8:56].astype(int)}
     wanted["train/n01/grey.jpg"] = (want @ [[0.299], [0.587], [0.114]]).repeat(3, axis=-1)
@@ -61,7 +66,7 @@ def test_a_folder_of_images(tmp_path, imagenet):
         apart = np.abs(clip["video"][0] - wanted.get(key, want)).mean()
         lossless = key.endswith((".png", ".webp", "png.jpg"))
         assert apart == 0 if lossless else apart < 1.5, key
-    batch = next(train_clips(out, frames=1, height=32, width=32, batch_size=4, seed=0))
+    batch = next(train_clips(Clips(out, "train", 1, 32, 32), batch_size=4, seed=0))
     assert batch["video"].shape == (4, 1, 32, 32, 3)
     assert len(clips.windows()) == 7
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from evatok_jax.report.figures import Line, chart, smooth, thin, ticks
+from evatok_jax.report.figures import Line, chart, histogram, smooth, thin, ticks
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.31, 0.52), (-3, 8), (1e-5, 3e-5), (0, 60_000)])
@@ -56,3 +56,24 @@ def test_a_single_point_and_a_constant_have_axes():
 def test_titles_and_tips_are_escaped():
     svg = chart([Line("a", [1, 2], [1.0, 2.0], tips=["<b>", "&"])], "<i>", x_label="<u>")
     assert not re.search(r"<[biu]>", svg)
+
+
+def test_histograms_count_every_value_once():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(5, 1, 40), np.append(rng.normal(6, 2, 300), 1000.0)
+    svg = histogram([("few", few, 1), ("many", many, 2)], "<i>", x_label="<u>", bins=10)
+    assert not re.search(r"<[iu]>", svg)
+    for name, values in (("few", few), ("many", many)):
+        assert sum(map(int, re.findall(rf"{name} (\d+)", svg))) == len(values)
+    # Heights are counts, pieces stand upon each other, and none leaves the axes.
+    rows = re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)" class="piece c(\d)"', svg)
+    heights = {c: sum(float(h) for _, h, own in rows if own == c) for c in "12"}
+    assert heights["2"] / heights["1"] == pytest.approx(301 / 40, rel=0.02)
+    assert max(float(y) + float(h) for y, h, _ in rows) <= 180 - 44 + 0.1
+    assert min(float(y) for y, _, _ in rows) >= 12
+    xs = [float(x) for x in re.findall(r'<rect x="([\d.]+)"', svg)]
+    assert max(xs) < 280  # the far one is counted in the last bar
+
+
+def test_a_histogram_of_one_value_has_axes():
+    assert "<rect" in histogram([("all", [3, 3, 3], 1)], "frames")

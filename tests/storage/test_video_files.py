@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from videos import encode
@@ -145,6 +146,23 @@ def test_truncated_videos_are_refused(ending, share, tmp_path):
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(ValueError, match=r"a\.\w+: (unreadable|cut off|not a video|not one frame)"):
         read(path)
+
+
+def test_a_late_start_is_no_missing_time(tmp_path, moving):
+    """Matroska announces when a video ends; this one takes a fifth of that."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        track = out.add_stream("ffv1", rate=25)
+        track.height, track.width, track.pix_fmt = 48, 64, "yuv420p"
+        for number, picture in enumerate(moving(10, 48, 64)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number + 40
+            out.mux(track.encode(frame))
+        out.mux(track.encode())
+    frames, video = read(tmp_path / "a.mkv")
+    assert len(frames) == 10
+    assert (video.timestamps * video.time_base).tolist() == [
+        Fraction(n + 40, 25) for n in range(11)
+    ]
 
 
 def test_what_is_no_video_says_so(tmp_path, moving):

@@ -4,7 +4,13 @@ import hashlib
 
 import pytest
 
-from evatok_jax.data.sources import UNLABELLED, source
+from evatok_jax.data.builders import source
+from evatok_jax.data.builders.listing import UNLABELLED
+
+
+def listing(found):
+    """(key, split, label) of all videos of a source."""
+    return [(v.key, split, v.label) for split, groups in found.splits.items() for v in groups]
 
 
 def touch(root, *names):
@@ -17,29 +23,44 @@ def test_a_flat_folder_has_no_classes(tmp_path):
     touch(tmp_path, *(f"v{n:02d}.mp4" for n in range(20)), "notes.txt")
     found = source("folder", tmp_path)
     assert found.classes == UNLABELLED
-    assert len(found.videos) == 20
-    assert [v.key for v in found.videos if v.split == "test"] == ["v09.mp4", "v19.mp4"]
+    assert len(found.splits["train"]) == 18
+    assert [v.key for v in found.splits["test"]] == ["v09.mp4", "v19.mp4"]
 
 
 def test_one_folder_a_class(tmp_path):
     touch(tmp_path, "b/1.MP4", "a/2.avi", "a/deeper/3.webm")
     found = source("folder", tmp_path)
     assert found.classes == ("a", "b")
-    assert {v.key: v.label for v in found.videos} == {
-        "b/1.MP4": 1,
-        "a/2.avi": 0,
-        "a/deeper/3.webm": 0,
-    }
-    assert [v.split for v in found.videos] == ["train", "train", "test"]
+    assert listing(found) == [
+        ("a/2.avi", "train", 0),
+        ("a/deeper/3.webm", "train", 0),
+        ("b/1.MP4", "test", 1),
+    ]
+
+
+def test_names_are_in_the_order_of_their_folders(tmp_path):
+    """As paths are, not as strings are: "a" comes before "a-b"."""
+    names = ["a/x.mp4", "a/y/z.mp4", "a-b/x.mp4", "a0/x.mp4"]
+    touch(tmp_path, *names)
+    found = source("folder", tmp_path)
+    assert [key for key, _, _ in listing(found)] == names
 
 
 def test_given_splits(tmp_path):
     touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "test/b/3.mp4")
     found = source("folder", tmp_path)
     assert found.classes == ("a", "b")
-    rows = {(v.key, v.split, v.label) for v in found.videos}
-    assert ("test/b/3.mp4", "test", 1) in rows
-    assert len(rows) == 3
+    assert listing(found) == [
+        ("test/b/3.mp4", "test", 1),
+        ("train/a/1.mp4", "train", 0),
+        ("train/b/2.mp4", "train", 1),
+    ]
+    assert source("imagenet", _images(tmp_path)).splits.keys() == {"train", "val"}
+
+
+def _images(root):
+    touch(root / "images", "train/n01/1.JPEG", "val/n01/2.JPEG")
+    return root / "images"
 
 
 def test_what_cannot_be_a_folder_of_videos(tmp_path):
@@ -54,6 +75,8 @@ def test_what_cannot_be_a_folder_of_videos(tmp_path):
         source("foldr", tmp_path)
     with pytest.raises(ValueError, match="--source"):
         source("folder")
+    with pytest.raises(ValueError, match="source 'folder' takes no option fold"):
+        source("folder", tmp_path, fold=1)
 
 
 @pytest.mark.parametrize("place", ["", "ucfTrainTestlist", "../ucf101_lists"])
@@ -66,11 +89,13 @@ def test_ucf101(tmp_path, place):
     (lists / "trainlist02.txt").write_text("YoYo/v_YoYo_g08_c01.avi 2\n")
     (lists / "testlist02.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
     found = source("ucf101", videos, fold=2)
-    assert [(v.key, v.split, v.label) for v in found.videos] == [
+    assert listing(found) == [
         ("YoYo/v_YoYo_g08_c01.avi", "train", 1),
         ("Archery/v_Archery_g01_c01.avi", "test", 0),
     ]
-    assert found.videos[1].path.is_file()
+    assert found.splits["test"][0].path.is_file()
+    if place:  # the folder above, where the archives were unpacked
+        assert listing(source("ucf101", tmp_path, fold=2)) == listing(found)
 
 
 def test_ucf_mini(tmp_path):
@@ -80,17 +105,19 @@ def test_ucf_mini(tmp_path):
         f"class,split,file,sha256\nYoYo,test,v.avi,{digest}\n"
     )
     for directory in (tmp_path, tmp_path / "ucf101_mini"):
-        (video,) = source("ucf_mini", directory).videos
-        assert (video.key, video.split, video.sha256) == ("YoYo/v.avi", "test", digest)
+        found = source("ucf_mini", directory)
+        (video,) = found.splits["test"]
+        assert (video.key, video.sha256) == ("YoYo/v.avi", digest)
         assert video.path.is_file()
 
 
 def test_samples_hold_out_moments_and_keep_both_carphones_together(tmp_path):
     found = source("samples", tmp_path)
     assert found.classes == UNLABELLED
-    assert {v.split for v in found.videos if v.key.startswith("carphone")} == {"train"}
+    rows = [(v, split) for split, groups in found.splits.items() for v in groups]
+    assert {split for v, split in rows if v.key.startswith("carphone")} == {"train"}
     for name in ("bikes", "bigbuckbunny"):
-        parts = sorted((v.share, v.split) for v in found.videos if v.key == name)
+        parts = sorted((v.share, split) for v, split in rows if v.key == name)
         assert [split for _, split in parts] == ["train", "test", "train"]
         ends = [edge for share, _ in parts for edge in share]
         assert ends == sorted(ends)
@@ -100,9 +127,8 @@ def test_samples_hold_out_moments_and_keep_both_carphones_together(tmp_path):
 def test_ucf_mini_has_no_group_on_both_sides(real_data):
     found = source("ucf_mini", real_data)
     groups = {}
-    for video in found.videos:
-        group = video.key.rsplit("_c", 1)[0]
-        groups.setdefault(group, set()).add(video.split)
-    assert len(found.videos) == 350
+    for key, split, _ in listing(found):
+        groups.setdefault(key.rsplit("_c", 1)[0], set()).add(split)
+    assert len(listing(found)) == 350
     assert len(found.classes) == 11
     assert all(len(splits) == 1 for splits in groups.values())

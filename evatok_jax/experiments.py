@@ -23,7 +23,13 @@ IMAGE_BATCH = 256
 
 
 def _arguments(
-    arg, steps: int = 0, batch: int = 128, lr: float = 1e-4, images: bool = False, **more
+    arg,
+    steps: int = 0,
+    batch: int = 128,
+    lr: float = 1e-4,
+    images: bool = False,
+    fps: float = 0.0,
+    **more,
 ) -> ConfigDict:
     """The arguments, with a geometry and a size that fit the place."""
     args = parse_arguments(arg, data="", seed=0, batch=0, steps=0, lr=0.0, runlocal=False, **more)
@@ -33,6 +39,7 @@ def _arguments(
     args.lr = args.lr or (1e-3 if local else lr)
     places = ("image256", "image32") if images else ("paper128", "nano")
     args.geometry = places[local]
+    args.fps = 0.0 if local else fps  # at hand are often clips of few seconds
     return args
 
 
@@ -53,10 +60,11 @@ def tokenizer_experiment(
     the videos' own.
     """
     routed = {"router": ""} if lengths == "router" else {}
-    args = _arguments(arg, steps, IMAGE_BATCH if images else 128, images=images, **routed)
+    batch = IMAGE_BATCH if images else 128
+    args = _arguments(arg, steps, batch, images=images, fps=fps, **routed)
     args.size = "tiny" if args.runlocal else "S-B"
     config = tokenizer_config(args)
-    config.name, config.lengths.rule, config.data.fps = name, lengths, fps
+    config.name, config.lengths.rule, config.data.fps = name, lengths, args.fps
     if args.runlocal:  # few steps: what matters is to compile little
         config.model.unroll, config.lengths.multiple = 1, geometry(args.geometry).max_length
     else:
@@ -88,11 +96,11 @@ def scores_experiment(arg, windows: int = 100_000, fps: float = 0.0) -> ConfigDi
     """Scores of random clips, of `fps` frames a second, under every assignment, by the proxy
     `tokenizer`.
     """
-    args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0)
+    args = _arguments(arg, batch=16, fps=fps, split="train", tokenizer="", windows=0)
     args.windows = args.windows or (2 if args.runlocal else windows)
     args.net = "alex" if args.runlocal else "vgg"
     config = scores_config(args)
-    config.data.fps = fps
+    config.data.fps = args.fps
     return config
 
 
@@ -105,10 +113,10 @@ def router_experiment(
     fps: float = 0.0,
 ) -> ConfigDict:
     """A router on the table `scores`, by hard labels; w_l = 2 - w_q; `fps` is that table's."""
-    args = _arguments(arg, steps, batch, images=images, scores="", w_q=w_q)
+    args = _arguments(arg, steps, batch, images=images, fps=fps, scores="", w_q=w_q)
     args.size, args.temperature = "tiny" if args.runlocal else "S", 0.0
     config = router_config(args)
-    config.data.fps = fps
+    config.data.fps = args.fps
     return config
 
 

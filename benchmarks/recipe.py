@@ -1,7 +1,7 @@
 """What each part of the full recipe costs: its operations, and its time.
 
     python benchmarks/recipe.py                     # operations of a step at full size
-    python benchmarks/recipe.py --time              # and times; 20 GB, minutes on a CPU
+    python benchmarks/recipe.py --time              # and times; 13 GB, 20 minutes on a CPU
     python benchmarks/recipe.py --time --runlocal   # both of the tiny recipe
 
 It is the S-B step of `configs/webvid_uniform_videomae.py` (`--transformer`: without VideoMAE), in

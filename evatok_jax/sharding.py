@@ -8,19 +8,19 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A data x fsdp mesh over all devices; -1 takes what the other axis leaves.
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
+    """A data x fsdp mesh over all devices, or these; -1 takes what the other axis leaves.
 
     Raises ValueError where the two do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    count = len(devices) if devices else jax.device_count()
     shape = [data, fsdp]
     if -1 in shape:
         other = shape[1 - shape.index(-1)]
-        shape[shape.index(-1)] = devices // other
-    if int(np.prod(shape)) != devices or min(shape) < 1:
-        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {devices} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+        shape[shape.index(-1)] = count // other
+    if int(np.prod(shape)) != count or min(shape) < 1:
+        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {count} devices")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -49,6 +49,17 @@ def param_shardings(tree, mesh: Mesh):
         return NamedSharding(mesh, P())
 
     return jax.tree.map(spec, tree)
+
+
+def placed(spec, shardings):
+    """Shapes that say where they lie; `shardings` are a tree of the same form, or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, spec)
+
+    def leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, spec, shardings)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

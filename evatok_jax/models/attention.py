@@ -49,6 +49,7 @@ def visible(queries: Rows, keys: Rows) -> Bool[Array, "b n m"]:
     return same & written & (keys.order[:, None, :] <= queries.order[:, :, None])
 
 
+@jax.named_scope("attend")
 def attend(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b m h d"],

@@ -116,6 +116,7 @@ class Layer(nn.Module):
         qkv = self.qkv(self.attention_norm(x))
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
+    @jax.named_scope("ffn")
     def ffn(self, x):
         gate_up = self.gate_up(self.ffn_norm(x))
         return self.down(nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1])
@@ -179,6 +180,7 @@ class Generator(nn.Module):
         self.head = self.param("head", nn.initializers.zeros, (config.width, config.grammar.vocab))
         self.dtype = dtype
 
+    @jax.named_scope("embed")
     def embed(self, ids: Int[Array, "b n"], positions: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         vocab = self.config.grammar.vocab
         token = self.token_embedding[jnp.minimum(ids, vocab - 1)]
@@ -186,6 +188,7 @@ class Generator(nn.Module):
         x = jnp.where((ids >= vocab)[..., None], label, token)
         return (x + self.position_embedding[positions]).astype(self.dtype)
 
+    @jax.named_scope("logits")
     def logits(self, x: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         x, head = self.norm(x).astype(self.dtype), self.head.astype(self.dtype)
         return jnp.einsum("bnd,dv->bnv", x, head, preferred_element_type=jnp.float32)

@@ -49,6 +49,10 @@ class RouterStage(BaseStage):
             self._targets = windows, reward.astype(np.float32)
         return self._targets
 
+    def batch_spec(self):
+        reward = (self.config.batch_size, len(self.assignments))
+        return {**self.clip_spec(), "reward": jax.ShapeDtypeStruct(reward, jnp.float32)}
+
     def batches(self, start):
         windows, reward = self.targets
         for batch in self.clips(start, windows=windows):

@@ -6,6 +6,7 @@ estimates, and docs/compile_check.md tells what they leave out.
 """
 
 import importlib.metadata
+import importlib.util
 import math
 import re
 from collections import Counter, defaultdict
@@ -80,7 +81,9 @@ def check(config: ConfigDict, topology: str, *, sample=False, step=0, size=None)
         "memory_bytes": memory | {"usable": int(chip.memory)},
         **_times(Program(text), chip, names, flops),
         "versions": {
-            name: importlib.metadata.version(name) for name in ("evatok_jax", "jax", "libtpu")
+            name: importlib.metadata.version(name)
+            for name in ("evatok_jax", "jax", "libtpu")
+            if importlib.util.find_spec(name)
         },
     }
 

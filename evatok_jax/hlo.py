@@ -28,6 +28,12 @@ FREE = (
     *("copy-done", "async-update", "async-done", "slice-start", "slice-done"),
 )
 
+# What only hands a value on.
+FORWARDS = (
+    *("parameter", "get-tuple-element", "fusion", "call"),
+    *("copy", "convert", "bitcast", "reshape"),
+)
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -242,11 +248,17 @@ class Program:
     def _bound(self, loop: Operation) -> tuple[int, int | None]:
         """Which entry of a loop's state counts, and the number that it stays below."""
         (condition,) = loop.called("condition")
-        root = self.computations[condition][self.roots[condition]]
-        found = list(self._comparisons(condition, None))
-        if len(found) != 1 or root.kind not in ("compare", "fusion"):
+        kinds = set(self._kinds(condition))
+        if kinds - {"compare", "constant", *FORWARDS}:
             self.notes.add("a loop that may end early counts to its bound")
-        return found[0] if found else (0, None)
+        found = self._comparisons(condition, None)
+        return next(found, (0, None))
+
+    def _kinds(self, computation: str):
+        for operation in self.computations[computation].values():
+            yield operation.kind
+            for name in operation.called("calls", "to_apply"):
+                yield from self._kinds(name)
 
     def _comparisons(self, computation: str, arguments):
         """(entry, bound) of all that compares an entry of the state with a constant."""
@@ -266,10 +278,11 @@ class Program:
             return None
 
         for operation in operations.values():
-            if operation.kind == "fusion":
-                given = [origin(name) for name in operation.operands]
-                for name in operation.called("calls"):
-                    yield from self._comparisons(name, given)
+            inner = operation.called("calls", "to_apply")
+            if inner:
+                yield from self._comparisons(
+                    inner[0], [origin(name) for name in operation.operands]
+                )
             elif operation.kind == "compare":
                 sides = [origin(name) for name in operation.operands]
                 way = re.search(r"direction=(\w+)", operation.attributes)[1]

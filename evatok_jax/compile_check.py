@@ -188,11 +188,12 @@ def _times(program: Program, chip: tpu.Chip, names, flops) -> dict:
     unpriced = Counter()
     for one in work:
         ms = 1e3 * one.times * price(one, chip)
+        for part in _upwards(scope_path(one.scope, names)):
+            row = parts[part]
+            if one.kind in row:
+                row[one.kind] += ms
         if one.kind == "unpriced":
             unpriced[one.name] += one.times * one.bytes
-            continue
-        for part in _upwards(scope_path(one.scope, names)):
-            parts[part][one.kind] += ms
         if one.kind == "collective":
             row = collectives[one.name]
             row["count"] += one.times

@@ -278,11 +278,10 @@ class Program:
             return None
 
         for operation in operations.values():
-            inner = operation.called("calls", "to_apply")
-            if inner:
-                yield from self._comparisons(
-                    inner[0], [origin(name) for name in operation.operands]
-                )
+            if operation.kind in ("fusion", "call"):
+                given = [origin(name) for name in operation.operands]
+                for name in operation.called("calls", "to_apply"):
+                    yield from self._comparisons(name, given)
             elif operation.kind == "compare":
                 sides = [origin(name) for name in operation.operands]
                 way = re.search(r"direction=(\w+)", operation.attributes)[1]

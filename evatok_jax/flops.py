@@ -66,6 +66,8 @@ def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, recomputed, counts: Cou
             turns = eqn.params["length"] if name == "scan" else 1
             if name == "pallas_call":
                 turns = math.prod(eqn.params["grid_mapping"].grid)
+            elif name == "shard_map":  # its inner shapes are those of one device
+                turns = eqn.params["mesh"].size
             for inner in _inner(eqn):
                 _count(inner, own, times * turns, scopes, recomputed, counts)
 

@@ -26,6 +26,7 @@ FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
     *("partition-id", "replica-id", "add-dependency", "opt-barrier", "domain", "copy-start"),
     *("copy-done", "async-update", "async-done", "slice-start", "slice-done"),
+    *(f"{kind}-done" for kind in COLLECTIVES),
 )
 
 # What only hands a value on.
@@ -159,7 +160,7 @@ class Program:
                 for name in operation.called("calls"):
                     hidden = self._work(name, own, price)
                     inner += [w for w in hidden if w.kind in ("collective", "kernel")]
-            elif operation.kind not in FREE and not operation.kind.endswith("-done"):
+            elif operation.kind not in FREE and '"AllocateBuffer"' not in operation.attributes:
                 inner = [self._one(computation, operation, own)]
             found += inner
         return found

@@ -144,7 +144,7 @@ def _compile(traced, config, topology, chip):
         raise DoesNotFit(_advice(config, topology, used, limit)) from error
 
 
-def _advice(config, topology: str, used: float, limit: float) -> str:
+def _advice(config, topology: str, used: int | float, limit: float) -> str:
     mesh, found = config.run.mesh, [f"a larger slice than {topology}", "a smaller batch"]
     if mesh.fsdp == 1:
         found.insert(0, "--set run.mesh.fsdp=16, which splits parameters and optimisers")

@@ -185,11 +185,11 @@ class Program:
             whole = sent = taken
         else:
             sent = (2 if kind == "all-reduce" else 1) * whole * (n - 1) / n
-        return Work("collective", kind, scope, 1, bytes=whole, sent=sent)
+        return Work("collective", kind, scope, 1, bytes=whole, sent=float(sent))
 
     def _kernel(self, computation, operation: Operation, scope: str) -> Work:
-        given = re.search(r'"cost_estimate":\{([^}]*)\}', operation.attributes)
-        counts = dict(re.findall(r'"(\w+)":"?(\d+)', given[1])) if given else {}
+        given = re.search(r'"cost_estimate": ?\{([^}]*)\}', operation.attributes)
+        counts = dict(re.findall(r'"(\w+)": ?"?(\d+)', given[1])) if given else {}
         moved = self._operand_bytes(computation, operation) + size_of(operation.shape)
         if not given:
             self.notes.add("a kernel without a cost estimate counts by its bytes alone")

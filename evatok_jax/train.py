@@ -177,7 +177,7 @@ def abstract_step(stage: Stage, mesh, step: int = 0, static=None):
     steps = Steps(stage, optimizers, jax.tree.map(lambda x: x.sharding, state), config.accumulate)
     whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     frozen = sharding.placed(stage.frozen_spec(), whole)
-    arguments = state, frozen, sharding.placed(batch, rows), sharding.placed(rng, whole)
+    arguments = state, frozen, sharding.placed(batch, rows), rng
     static = stage.static_sizes()[-1] if static is None else static
     return steps(step, static), arguments, steps.groups(step)
 

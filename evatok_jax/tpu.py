@@ -45,18 +45,24 @@ CHIPS = {
     "v5p": Chip(1.75e9, 459e12, 95.74 * GIB, 2765e9, 200e9, 3),
     "v6e": Chip(1.75e9, 918e12, 31.25 * GIB, 1638e9, 200e9, 2),
 }
+# What libtpu, as it starts, would ask a cloud service, and complain of where there is none.
+NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 # Sides of slices: of v5e and v6e these shapes exist, of v4 and v5p all blocks of these sides.
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-SIDES = (1, 2, 4, 8, 12, 16, 20, 24)
+SIDES = (4, 8, 12, 16, 20, 24)
 
 
 def shapes(kind: str) -> list[str]:
     """The slices of a kind of chip, as "8x8" or "4x4x8"."""
     if CHIPS[kind].dimensions == 2:
         return list(FLAT)
-    sides = itertools.combinations_with_replacement(SIDES, 3)
-    cubes = [s for s in sides if min(s) >= 4]
-    return ["2x2x1", "2x2x2", "2x2x4", "2x4x4", *("x".join(map(str, s)) for s in cubes)]
+    cubes = itertools.combinations_with_replacement(SIDES, 3)
+    return ["2x2x1", "2x2x2", "2x2x4", "2x4x4", *("x".join(map(str, sides)) for sides in cubes)]
 
 
 def describe(name: str):
@@ -75,13 +81,19 @@ def describe(name: str):
             "the TPU compiler is not installed; it needs no TPU: pip install 'evatok_jax[tpu]', or "
             f"pip install 'jax[tpu]=={jax.__version__}'"
         )
-    # The compiler asks no cloud service where it runs, and finds no chip here.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1"}
-    # Of v4 and v5p two cores work as one device, as they do where these slices are trained on.
-    cores = {"chip_config_name": "megacore"} if CHIPS[kind].dimensions == 3 else {}
+    more = {}
+    if CHIPS[kind].dimensions == 3:  # the two cores of a chip work as one device
+        more["chip_config_name"] = "megacore"
+    elif shape == "1x1":
+        more["chips_per_host_bounds"] = (1, 1, 1)
+    before = dict(os.environ)
+    os.environ.update(NOWHERE)
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **cores)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except Exception as error:  # of libtpu's own kinds
         said = re.sub(r"\s+", " ", str(error))
         raise ValueError(f"libtpu cannot describe {name}: {said}") from error
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return found.devices, CHIPS[kind]

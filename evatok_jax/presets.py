@@ -45,6 +45,11 @@ def small(size: str) -> bool:
     return size in ("tiny", "mini")
 
 
+def mesh(little: bool) -> dict:
+    """Data parallel; large models split their parameters too (docs/compile_check.md)."""
+    return dict(data=-1, fsdp=1 if little else 0)
+
+
 def tokenizer_config(args) -> ConfigDict:
     """A tokenizer's job, without its rule for lengths.
 
@@ -134,7 +139,7 @@ def tokenizer_config(args) -> ConfigDict:
                     clip=0.5 if little else 10.0,
                 )
             ),
-            run=run_section(args.steps),
+            run=run_section(args.steps, mesh=mesh(little)),
         )
     )
 
@@ -281,6 +286,6 @@ def generator_config(args) -> ConfigDict:
                     ema=0.99 if little else 0.9999,
                 )
             ),
-            run=run_section(args.steps),
+            run=run_section(args.steps, mesh=mesh(little)),
         )
     )

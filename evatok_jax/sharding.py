@@ -1,24 +1,28 @@
 """Meshes and partition specs: the only file that knows on how many devices a job runs."""
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
+WAYS = 16  # cut finer, most axes of the models' matrices leave the tiles of a TPU
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     """A data x fsdp mesh over all devices, or these; -1 takes what the other axis leaves.
 
-    Raises ValueError where the two do not multiply to the number of devices.
+    `fsdp` 0 is as many ways as divide the devices, at most `WAYS`. Raises ValueError where the two
+    do not multiply to the number of devices.
     """
     count = len(devices) if devices else jax.device_count()
-    shape = [data, fsdp]
+    shape = [data, fsdp or math.gcd(WAYS, count)]
     if -1 in shape:
         other = shape[1 - shape.index(-1)]
         shape[shape.index(-1)] = count // other
-    if int(np.prod(shape)) != count or min(shape) < 1:
+    if math.prod(shape) != count or min(shape) < 1:
         raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {count} devices")
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 

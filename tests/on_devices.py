@@ -42,6 +42,16 @@ def virtual_batches_span_devices() -> None:
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def meshes_fit_the_devices() -> None:
+    """What an axis leaves open follows from the devices; splitting has a largest number of ways."""
+    sizes = {given: tuple(sharding.make_mesh(*given).shape.values()) for given in MESHES}
+    assert sizes == MESHES, sizes
+
+
+MESHES = {(-1, 1): (8, 1), (-1, 2): (4, 2), (2, -1): (2, 4), (-1, 0): (1, 8)}
+
+
 if __name__ == "__main__":
+    meshes_fit_the_devices()
     accumulation_stays_on_its_device()
     virtual_batches_span_devices()

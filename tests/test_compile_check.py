@@ -5,6 +5,7 @@ What needs the TPU compiler is compiled small, for slices of a few chips.
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from evatok_jax.hlo import Program
 
 V5E = tpu.CHIPS["v5e"]
 TINY = "configs/gpt_b_ucf.py:runlocal"
+TOY = Path(__file__).parent / "toy_stage.py"
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -70,34 +72,27 @@ def own_device(monkeypatch):
 
 
 def test_a_report_on_this_machine(own_device):
-    """Memory adds up, parts are found, and operations are those of the program."""
+    """Memory adds up, parts are found, and operations are told from those done again."""
     config = load_config(TINY)
+    config.model.remat = True
     report = check(config, "v5e:1x1")
     memory = report["memory_bytes"]
     together = memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]
     assert memory["total"] == together and memory["aliased"] > 0
     assert {"layers", "layers/attend", "layers/ffn", "logits", "optimiser"} <= set(report["parts"])
-    assert report["flops"]["model"] == report["flops"]["counted"] > 0
+    assert 0 < report["flops"]["model"] < report["flops"]["counted"]
     whole = sum(r["model_flops"] for part, r in report["parts"].items() if "/" not in part)
     assert whole == pytest.approx(report["flops"]["model"])
     page = render(report)
     assert "layers" in page and "estimated step" in page
 
 
-def test_recomputation_is_counted_apart(own_device):
-    config = load_config(TINY)
-    plain = check(config, "v5e:1x1")["flops"]
-    config.model.remat = True
-    again = check(config, "v5e:1x1")["flops"]
-    assert again["model"] == plain["model"] == plain["counted"] < again["counted"]
-
-
 def test_what_does_not_fit_is_one_message_and_exit_code_1(monkeypatch, capsys, tmp_path):
-    small = replace(V5E, memory=1000.0)
+    small = replace(V5E, memory=100.0)
     monkeypatch.setattr(tpu, "describe", lambda name: (jax.devices()[:1], small))
     path = tmp_path / "report.json"
     with pytest.raises(SystemExit) as end:
-        cli.main(["compile-check", f"--config={TINY}", f"--json={path}", "--topology=v5e:1x1"])
+        cli.main(["compile-check", f"--config={TOY}", f"--json={path}", "--topology=v5e:1x1"])
     assert end.value.code == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "does not fit v5e:1x1" in said and "run.mesh.fsdp" in said

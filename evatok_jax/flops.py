@@ -1,7 +1,8 @@
 """Floating-point operations of a traced function, counted by the scopes that its code names.
 
 XLA's own count takes the body of a loop once, however often it runs, and layers are loops here.
-This walks the jaxpr instead: a loop counts as often as it turns, a branch as its dearest side.
+This walks the jaxpr instead: a loop counts as often as it turns, a branch as its dearest side, a
+kernel as what it says it costs.
 """
 
 import math
@@ -40,8 +41,14 @@ def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, counts: Counter) -> Non
                 sides.append(Counter())
                 _count(branch.jaxpr, own, times, scopes, sides[-1])
             counts.update(max(sides, key=lambda side: side.total()))
+        elif name == "pallas_call" and eqn.params["cost_estimate"] is not None:
+            counts[_scope(own, scopes)] += times * eqn.params["cost_estimate"].flops
         else:
-            turns = eqn.params["length"] if name == "scan" else 1
+            turns = 1
+            if name == "scan":
+                turns = eqn.params["length"]
+            elif name == "shard_map":  # shapes inside are those of one device
+                turns = eqn.params["mesh"].size
             for inner in _inner(eqn):
                 _count(inner, own, times * turns, scopes, counts)
 

@@ -34,11 +34,11 @@ def layer_without_logits(mesh: Mesh) -> None:
 
     x, y = array(b, n, width), array(b, m, width)
     queries, keys = (Rows(*[array(b, s, dtype=jnp.int32)] * 2) for s in (n, m))
+    params = jax.eval_shape(layer.init, jax.random.key(0), x, y, y, queries, keys)
+    params = jax.tree.map(
+        lambda p: array(*p.shape, dtype=p.dtype, sharding=NamedSharding(mesh, P())), params
+    )
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(layer.init, jax.random.key(0), x, y, y, queries, keys)
-        params = jax.tree.map(
-            lambda p: array(*p.shape, dtype=p.dtype, sharding=NamedSharding(mesh, P())), params
-        )
         text = jax.jit(jax.grad(loss)).lower(params, x, y, queries, keys).compile().as_text()
     assert "attention_forward" in text and "attention_backward" in text
     assert "all-gather" not in text

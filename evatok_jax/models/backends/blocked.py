@@ -11,14 +11,15 @@ from jaxtyping import Array, Float
 
 from evatok_jax.models.rows import Rows, needed_tiles, pad_positions, pad_rows, span
 
-TILE = 256  # positions; all heads of 256 x 256 logits fill a core's cache
+# Positions. All heads of a tile should stay in a core's cache; backward holds four arrays of them.
+FORWARD_TILE, BACKWARD_TILE = 256, 128
 MASKED = -1e30
 
 
-def _cut(x: Float[Array, "b n h d"]) -> Float[Array, "b i h t d"]:
+def _cut(x: Float[Array, "b n h d"], tile: int) -> Float[Array, "b i h {tile} d"]:
     """Tiles of positions, padded with zeros."""
     b, _, h, d = x.shape
-    return pad_positions(x, TILE).reshape(b, -1, TILE, h, d).swapaxes(2, 3)
+    return pad_positions(x, tile).reshape(b, -1, tile, h, d).swapaxes(2, 3)
 
 
 def _join(x: Float[Array, "b i h t d"], n: int) -> Float[Array, "b n h d"]:
@@ -26,9 +27,8 @@ def _join(x: Float[Array, "b i h t d"], n: int) -> Float[Array, "b n h d"]:
     return x.swapaxes(2, 3).reshape(b, -1, h, d)[:, :n]
 
 
-def _cut_sums(x: Float[Array, "b h n"]) -> Float[Array, "b i h t"]:
-    b, h, _ = x.shape
-    return _cut(x.swapaxes(1, 2)[..., None]).reshape(b, -1, h, TILE)
+def _cut_sums(x: Float[Array, "b h n"], tile: int) -> Float[Array, "b i h {tile}"]:
+    return _cut(x.swapaxes(1, 2)[..., None], tile)[..., 0]
 
 
 def _flat(tree):
@@ -44,14 +44,14 @@ def _logits(q, k, queries: Rows, keys: Rows) -> Float[Array, "h n m"]:
     return jnp.where(seen, logits, MASKED)
 
 
-def _prepare(q, k, v, queries, keys):
+def _prepare(q, k, v, queries, keys, tile: int):
     """Tiles of all inputs, descriptors included, and which pairs of them are needed."""
-    queries, keys = pad_rows(queries, TILE), pad_rows(keys, TILE)
-    needed = needed_tiles(queries, keys, TILE, TILE)
+    queries, keys = pad_rows(queries, tile), pad_rows(keys, tile)
+    needed = needed_tiles(queries, keys, tile, tile)
     queries, keys = (
-        jax.tree.map(lambda x: x.reshape(len(x), -1, TILE), rows) for rows in (queries, keys)
+        jax.tree.map(lambda x: x.reshape(len(x), -1, tile), rows) for rows in (queries, keys)
     )
-    return _cut(q), _cut(k), _cut(v), queries, keys, needed
+    return _cut(q, tile), _cut(k, tile), _cut(v, tile), queries, keys, needed
 
 
 def _at(tree, *index):
@@ -67,7 +67,7 @@ def forward(
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """The answer, and the logarithm of each query's sum of weights."""
     n = q.shape[1]
-    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys)
+    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys, FORWARD_TILE)
     samples = jnp.broadcast_to(jnp.arange(len(q))[:, None], q.shape[:2])
 
     def one(tile):
@@ -111,8 +111,9 @@ def backward(
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]]:
     """Gradients of q, k and v; `mean` is each query's sum of grad * answer."""
     n, m = q.shape[1], k.shape[1]
-    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys)
-    grad, log_total, mean = _cut(grad), _cut_sums(log_total), _cut_sums(mean)
+    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys, BACKWARD_TILE)
+    grad = _cut(grad, BACKWARD_TILE)
+    log_total, mean = (_cut_sums(x, BACKWARD_TILE) for x in (log_total, mean))
     samples = jnp.broadcast_to(jnp.arange(len(k))[:, None], k.shape[:2])
 
     def product(equation, x, y):

@@ -63,10 +63,12 @@ def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, recomputed, counts: Cou
                 _count(branch.jaxpr, own, times, scopes, recomputed, sides[-1])
             counts.update(max(sides, key=lambda side: side.total()))
         else:
-            turns = eqn.params["length"] if name == "scan" else 1
-            if name == "pallas_call":
+            turns = 1
+            if name == "scan":
+                turns = eqn.params["length"]
+            elif name == "pallas_call":
                 turns = math.prod(eqn.params["grid_mapping"].grid)
-            elif name == "shard_map":  # its inner shapes are those of one device
+            elif name == "shard_map":  # shapes inside are those of one device
                 turns = eqn.params["mesh"].size
             for inner in _inner(eqn):
                 _count(inner, own, times * turns, scopes, recomputed, counts)

@@ -79,6 +79,7 @@ def tokenizer_config(args) -> ConfigDict:
                 position_init="sincos" if little else "normal",
                 position_std=1.0 if little else 0.02,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",  # back end: docs/attention.md
                 remat=not little,
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
@@ -101,6 +102,7 @@ def tokenizer_config(args) -> ConfigDict:
                 lecam=0.001,
                 lecam_decay=0.999,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",
                 remat=not little,
             ),
             alignment=dict(
@@ -232,6 +234,7 @@ def router_config(args) -> ConfigDict:
                 size=args.size,
                 dropout=0.1 if small(args.size) else 0.0,
                 dtype="float32" if small(args.size) else "bfloat16",
+                attention="auto",
             ),
             optim=dict(
                 router=default_optim(
@@ -274,6 +277,7 @@ def generator_config(args) -> ConfigDict:
                 condition=K600_LENGTHS if args.first else (),
                 condition_frames=args.first,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",
                 remat=not little,
             ),
             optim=dict(

@@ -1,6 +1,7 @@
 """Meshes and partition specs: the only file that knows on how many devices a job runs."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -77,3 +78,22 @@ def to_host(tree, mesh: Mesh):
     if jax.process_count() > 1:
         tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.device_get(tree)
+
+
+def per_device(function: Callable) -> Callable:
+    """`function`, run by each device on its own rows; all its arrays have the batch first.
+
+    For kernels that the compiler cannot cut. The mesh is that of `jax.set_mesh`, all of whose axes
+    cut the batch; where they do not divide it, every device computes all of it. Without a mesh,
+    and inside `jax.shard_map`, the function works on what it is given.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return function
+
+    def call(*args):
+        batch = jax.tree.leaves(args)[0].shape[0]
+        spec = P(mesh.axis_names) if batch % mesh.size == 0 else P()
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+
+    return call

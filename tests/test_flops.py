@@ -6,6 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from evatok_jax.flops import count_flops, flops_by_scope, scope_path
+from evatok_jax.models.attention import attend
+from evatok_jax.models.rows import Rows
 
 N = 8
 ONE = 2 * N**3  # of a product of two N x N matrices
@@ -69,3 +71,21 @@ def test_parts_are_called_by_their_path():
     stack = "jit(step)/transpose(jvp(outer))/Model.inner/while/body/inner/outer/q/dot_general"
     assert scope_path(stack, ["inner", "outer"]) == "outer/inner"
     assert scope_path(stack, ["inne", "out"]) == scope_path(stack, []) == "other"
+
+
+def test_attention_counts_all_pairs_however_it_is_computed():
+    """Two products forward and five more backward, in the scope that called; tiles or not."""
+    n, m, d = 384, 512, 64
+    q, k = (jax.ShapeDtypeStruct((2, size, 3, d), jnp.float32) for size in (n, m))
+    queries, keys = (Rows(*[jnp.zeros((2, size), jnp.int32)] * 2) for size in (n, m))
+
+    def loss(q, k, v):
+        with jax.named_scope("attention"):
+            return attend(q, k, v, queries, keys).sum()
+
+    product = 2 * 2 * 3 * n * m * d
+    forward = flops_by_scope(loss, q, k, k, scopes=["attention"])
+    assert dict(forward) == {"attention": 2 * product}
+    both = flops_by_scope(jax.grad(loss, (0, 1, 2)), q, k, k, scopes=["attention"])
+    assert 7 * product <= both["attention"] < 7.1 * product
+    assert both["other"] < 0.1 * product

@@ -38,6 +38,7 @@ class GeneratorConfig:
       condition: tokens of each block of given frames, which stand before the class; () is none.
       condition_frames: frames that are given; the last one fills up the blocks of `condition`.
       dtype: compute type; norms, softmax and logits stay in fp32.
+      attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
       unroll: layers of the scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
 
@@ -59,6 +60,7 @@ class GeneratorConfig:
     condition: tuple[int, ...] = ()
     condition_frames: int = 0
     dtype: str = "float32"
+    attention: str = "auto"
     unroll: int = 1
     remat: bool = False
 
@@ -129,7 +131,7 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """The whole sequence at once; returns x and nothing, as `nn.scan` wants it."""
         residual_keys, ffn_keys = (None, None) if keys is None else keys
-        out = self.out(attend(*self.project(x), rows, rows))
+        out = self.out(attend(*self.project(x), rows, rows, backend=self.config.attention))
         x = x + drop(out, self.config.residual_dropout, residual_keys)
         return x + drop(self.ffn(x), self.config.ffn_dropout, ffn_keys), None
 
@@ -144,9 +146,8 @@ class Layer(nn.Module):
         spread = jax.tree.map(lambda each: jnp.repeat(each, heads, 0), (rows, count))
         cache = append(cache, k, v, *spread)
         k, v = (rearrange(part, "(b h) m 1 d -> b m h d", h=heads) for part in (cache.k, cache.v))
-        x = x + self.out(
-            attend(q, k, v, rows, jax.tree.map(lambda each: each[::heads], cache.rows))
-        )
+        keys = jax.tree.map(lambda each: each[::heads], cache.rows)
+        x = x + self.out(attend(q, k, v, rows, keys, backend=self.config.attention))
         return x + self.ffn(x), cache
 
 

@@ -193,10 +193,9 @@ class Program:
         moved = self._operand_bytes(computation, operation) + size_of(operation.shape)
         if not given:
             self.notes.add("a kernel without a cost estimate counts by its bytes alone")
-        named = re.search(r'"?kernel_name"?[:=] ?"([^"]*)"', operation.attributes)
         return Work(
             "kernel",
-            named[1] if named else operation.name,
+            operation.name,
             scope,
             1,
             flops=int(counts.get("flops", 0)),

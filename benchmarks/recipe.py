@@ -39,17 +39,6 @@ def make_stage(args) -> TokenizerStage:
     return load_stage(config)
 
 
-def shapes(stage: TokenizerStage, batch: int) -> dict:
-    """Shapes of a batch."""
-    g = stage.geometry
-    return {
-        "video": jax.ShapeDtypeStruct((batch, *g.clip_shape), jnp.uint8),
-        "lengths": jax.ShapeDtypeStruct((batch, g.blocks), jnp.int32),
-        "key": jax.ShapeDtypeStruct((batch,), jnp.uint32),
-        "window": jax.ShapeDtypeStruct((batch,), jnp.uint32),
-    }
-
-
 def filled(spec, seed: int = 0):
     """Arrays of these shapes: small random numbers, bytes for pixels."""
     rng = np.random.default_rng(seed)
@@ -135,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     stage = make_stage(args)
     optimizers = stage.optimizers(100)
-    batch, frozen = shapes(stage, args.batch), stage.frozen_spec()
+    batch, frozen = stage.batch_spec(), stage.frozen_spec()
     static = sum(stage.config.lengths.fixed)
     rng = jax.random.key(0)
     state = jax.eval_shape(lambda b: train.init_state(stage, optimizers, rng, b), batch)

@@ -101,6 +101,37 @@ def report(args) -> None:
     print(write_report(Path(args.workdir), Path(args.out) if args.out else None))
 
 
+def compile_check(args) -> None:
+    """Compiles a config's step for a slice of TPUs, without one, and says what it costs."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # what this machine has is of no interest
+    from evatok_jax.compile_check import DoesNotFit, check, render
+    from evatok_jax.config import load_config, override
+
+    config = load_config(args.config)
+    override(config, args.set)
+    try:
+        found = check(config, args.topology, sample=args.sample, step=args.step, size=args.size)
+    except DoesNotFit as error:
+        keep(args.json, {"config": config.name, "fits": False, "error": str(error)})
+        print(f"evatok compile-check: {error}", file=sys.stderr)
+        sys.exit(1)
+    if args.json != "-":
+        print(render(found))
+    keep(args.json, found)
+
+
+def keep(path: str, content: dict) -> None:
+    """JSON to a file, or to standard output for "-"; nothing without a path."""
+    from evatok_jax.workdir import write_json
+
+    if path == "-":
+        show(content)
+    elif path:
+        write_json(Path(path), content)
+
+
 def data_build(args) -> None:
     """Builds a data set from a source of videos."""
     from evatok_jax.data.builders.command import build_main
@@ -244,6 +275,17 @@ def parser() -> argparse.ArgumentParser:
         "report",
         ("workdir", dict(help="of a pipeline")),
         ("--out", dict(help="the page to write (default: in the workdir)")),
+    )
+    command(
+        compile_check,
+        "compile-check",
+        ("--config", dict(required=True, help="configs/X.py:args")),
+        ("--topology", dict(default="v5e:8x8", help="of v4, v5e, v5p or v6e chips")),
+        ("--set", dict(action="append", default=[], help="section.key=value, on top")),
+        ("--sample", dict(action="store_true", help="a generator's sampling step")),
+        ("--step", dict(type=int, default=0, help="number (default: one in which all learn)")),
+        ("--size", dict(type=int, help="static size of the batch (default: the largest)")),
+        ("--json", dict(default="", help="write the report to a file; - prints it instead")),
     )
     data = commands.add_parser("data", help="data sets").add_subparsers(
         dest="action", required=True

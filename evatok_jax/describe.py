@@ -1,7 +1,6 @@
 """What a config will build, without building it: parameters, levels, assignments."""
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from evatok_jax.stages.stage import load_stage
@@ -14,11 +13,7 @@ def count(tree) -> int:
 
 def abstract_params(stage) -> dict:
     """Shapes and types of a stage's parameters, by group."""
-    batch = {"key": jax.ShapeDtypeStruct((1,), jnp.uint32)}
-    geometry = getattr(stage, "geometry", None)
-    if geometry is not None:
-        batch["video"] = jax.ShapeDtypeStruct((1, *geometry.clip_shape), jnp.uint8)
-    return jax.eval_shape(stage.init, jax.random.key(0), batch)[0]
+    return jax.eval_shape(stage.init, jax.random.key(0), stage.batch_spec())[0]
 
 
 def describe_config(config: ConfigDict) -> dict:

@@ -1,7 +1,8 @@
 """Floating-point operations of a traced function, counted by the scopes that its code names.
 
 XLA's own count takes the body of a loop once, however often it runs, and layers are loops here.
-This walks the jaxpr instead: a loop counts as often as it turns, a branch as its dearest side.
+This walks the jaxpr instead: a loop counts as often as it turns, a branch as its dearest side, a
+Pallas kernel by its own cost estimate.
 """
 
 import math
@@ -12,38 +13,65 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+# What JAX calls the operations that a checkpoint repeats in the backward pass.
+RECOMPUTED = "rematted_computation"
+
 
 def flops_by_scope(function: Callable, *args, scopes: Sequence[str]) -> Counter:
     """Operations of matrix products and convolutions, two for a multiply-add.
 
     Args:
       function: traced on `args`, which may be shapes.
-      scopes: names given by `jax.named_scope`; what lies in several belongs to the outermost, what
-        lies in none to "other". A scope's backward pass is its own.
+      scopes: names given by `jax.named_scope`; each part is called by its path of these names. A
+        scope's backward pass is its own.
     """
+    return count_flops(jax.make_jaxpr(function)(*args).jaxpr, scopes)
+
+
+def count_flops(jaxpr: Jaxpr, scopes: Sequence[str], recomputed: bool = True) -> Counter:
+    """The same of a jaxpr, with or without what is recomputed in a backward pass."""
     counts = Counter()
-    _count(jax.make_jaxpr(function)(*args).jaxpr, "", 1, scopes, counts)
+    _count(jaxpr, "", 1, scopes, recomputed, counts)
     return counts
 
 
-def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, counts: Counter) -> None:
+def scope_path(stack: str, scopes: Sequence[str]) -> str:
+    """The given names that a stack of names holds, each once, as "outer/inner"; "other" for none.
+
+    A stack is that of a jaxpr or of a compiled operation: "jit(f)/transpose(jvp(outer))/inner/mul".
+    """
+    found = re.findall(rf"(?<![\w.])({'|'.join(scopes)})(?![\w.])", stack) if scopes else []
+    return "/".join(dict.fromkeys(found)) or "other"
+
+
+def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, recomputed, counts: Counter) -> None:
     for eqn in jaxpr.eqns:
         own = f"{stack}/{eqn.source_info.name_stack}"
+        if not recomputed and RECOMPUTED in own:
+            continue
         name = eqn.primitive.name
         if name == "dot_general":
-            counts[_scope(own, scopes)] += times * _dot(eqn)
+            counts[scope_path(own, scopes)] += times * _dot(eqn)
         elif name == "conv_general_dilated":
-            counts[_scope(own, scopes)] += times * _convolution(eqn)
+            counts[scope_path(own, scopes)] += times * _convolution(eqn)
+        elif name == "pallas_call" and eqn.params["cost_estimate"]:
+            counts[scope_path(own, scopes)] += times * eqn.params["cost_estimate"].flops
         elif name == "cond":
             sides = []
             for branch in eqn.params["branches"]:
                 sides.append(Counter())
-                _count(branch.jaxpr, own, times, scopes, sides[-1])
+                _count(branch.jaxpr, own, times, scopes, recomputed, sides[-1])
             counts.update(max(sides, key=lambda side: side.total()))
         else:
-            turns = eqn.params["length"] if name == "scan" else 1
+            turns = 1
+            if name == "scan":
+                turns = eqn.params["length"]
+            elif name == "pallas_call":
+                turns = math.prod(eqn.params["grid_mapping"].grid)
+            elif name == "shard_map":  # shapes inside are those of one device
+                turns = eqn.params["mesh"].size
             for inner in _inner(eqn):
-                _count(inner, own, times * turns, scopes, counts)
+                _count(inner, own, times * turns, scopes, recomputed, counts)
 
 
 def _inner(eqn) -> list[Jaxpr]:
@@ -56,11 +84,6 @@ def _inner(eqn) -> list[Jaxpr]:
             elif isinstance(part, Jaxpr):
                 found.append(part)
     return found
-
-
-def _scope(stack: str, scopes) -> str:
-    found = re.search(rf"(?<![\w.])({'|'.join(scopes)})(?![\w.])", stack)
-    return found[1] if found else "other"
 
 
 def _dot(eqn) -> int:

@@ -61,6 +61,11 @@ def small(size: str) -> bool:
     return size in ("tiny", "mini")
 
 
+def mesh(little: bool) -> dict:
+    """Data parallel; large models split their parameters too (docs/compile_check.md)."""
+    return dict(data=-1, fsdp=1 if little else 0)
+
+
 def tokenizer_config(args) -> ConfigDict:
     """A tokenizer's job, without its rule for lengths.
 
@@ -94,6 +99,7 @@ def tokenizer_config(args) -> ConfigDict:
                 position_init="sincos" if little else "normal",
                 position_std=1.0 if little else 0.02,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",  # back end: docs/attention.md
                 remat=not little,
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
@@ -116,6 +122,7 @@ def tokenizer_config(args) -> ConfigDict:
                 lecam=0.001,
                 lecam_decay=0.999,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",
                 remat=not little,
             ),
             alignment=dict(
@@ -153,7 +160,7 @@ def tokenizer_config(args) -> ConfigDict:
                     clip=0.5 if little else 10.0,
                 )
             ),
-            run=run_section(args.steps),
+            run=run_section(args.steps, mesh=mesh(little)),
         )
     )
 
@@ -265,6 +272,7 @@ def router_config(args) -> ConfigDict:
                 size=args.size,
                 dropout=0.1 if small(args.size) else 0.0,
                 dtype="float32" if small(args.size) else "bfloat16",
+                attention="auto",
             ),
             optim=dict(
                 router=default_optim(
@@ -307,6 +315,7 @@ def generator_config(args) -> ConfigDict:
                 condition=K600_LENGTHS if args.first else (),
                 condition_frames=args.first,
                 dtype="float32" if little else "bfloat16",
+                attention="auto",
                 remat=not little,
             ),
             optim=dict(
@@ -319,6 +328,6 @@ def generator_config(args) -> ConfigDict:
                     ema=0.99 if little else 0.9999,
                 )
             ),
-            run=run_section(args.steps),
+            run=run_section(args.steps, mesh=mesh(little)),
         )
     )

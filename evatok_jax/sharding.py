@@ -1,26 +1,31 @@
 """Meshes and partition specs: the only file that knows on how many devices a job runs."""
 
+import math
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
+WAYS = 16  # cut finer, most axes of the models' matrices leave the tiles of a TPU
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A data x fsdp mesh over all devices; -1 takes what the other axis leaves.
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
+    """A data x fsdp mesh over all devices, or these; -1 takes what the other axis leaves.
 
-    Raises ValueError where the two do not multiply to the number of devices.
+    `fsdp` 0 is as many ways as divide the devices, at most `WAYS`. Raises ValueError where the two
+    do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    shape = [data, fsdp]
+    count = len(devices) if devices else jax.device_count()
+    shape = [data, fsdp or math.gcd(WAYS, count)]
     if -1 in shape:
         other = shape[1 - shape.index(-1)]
-        shape[shape.index(-1)] = devices // other
-    if int(np.prod(shape)) != devices or min(shape) < 1:
-        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {devices} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2)
+        shape[shape.index(-1)] = count // other
+    if math.prod(shape) != count or min(shape) < 1:
+        raise ValueError(f"mesh {data} x {fsdp} (data x fsdp) does not cover {count} devices")
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -51,6 +56,17 @@ def param_shardings(tree, mesh: Mesh):
     return jax.tree.map(spec, tree)
 
 
+def placed(spec, shardings):
+    """Shapes that say where they lie; `shardings` are a tree of the same form, or one for all."""
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, spec)
+
+    def leaf(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(leaf, spec, shardings)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a global batch as global arrays."""
     sharding = batch_sharding(mesh)
@@ -62,3 +78,22 @@ def to_host(tree, mesh: Mesh):
     if jax.process_count() > 1:
         tree = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
     return jax.device_get(tree)
+
+
+def per_device(function: Callable) -> Callable:
+    """`function`, run by each device on its own rows; all its arrays have the batch first.
+
+    For kernels that the compiler cannot cut. The mesh is that of `jax.set_mesh`, all of whose axes
+    cut the batch; where they do not divide it, every device computes all of it. Without a mesh,
+    and inside `jax.shard_map`, the function works on what it is given.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return function
+
+    def call(*args):
+        batch = jax.tree.leaves(args)[0].shape[0]
+        spec = P(mesh.axis_names) if batch % mesh.size == 0 else P()
+        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+
+    return call

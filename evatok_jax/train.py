@@ -7,6 +7,7 @@ global record index. A run that was killed therefore continues to the bit on the
 versions.
 """
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from evatok_jax.names import nearest
 from evatok_jax.stages.stage import Stage, load_stage
 from evatok_jax.storage.export import load_export, save_export
 from evatok_jax.writers import MetricWriter
+
+OPTIMISER = "optimiser"  # the scope of updates and averages
 
 
 @flax.struct.dataclass
@@ -101,19 +104,20 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
         grads, state, metrics = work(ts.params, ts.state, frozen, batch, rng, ts.step)
         params, opt, ema, updates = dict(ts.params), dict(ts.opt), dict(ts.ema), dict(ts.updates)
         for group in groups:
-            change, opt[group] = optimizers[group].update(
-                grads[group], ts.opt[group], ts.params[group]
-            )
-            params[group] = optax.apply_updates(ts.params[group], change)
-            updates[group] = ts.updates[group] + 1
-            metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
-            if group in ema:
-                # Early averages follow closely: the decay grows with the number of updates.
-                count = updates[group].astype(jnp.float32)
-                decay = jnp.minimum(stage.ema[group], (1.0 + count) / (10.0 + count))
-                ema[group] = jax.tree.map(
-                    lambda e, p, d=decay: d * e + (1.0 - d) * p, ts.ema[group], params[group]
+            with jax.named_scope(OPTIMISER):
+                change, opt[group] = optimizers[group].update(
+                    grads[group], ts.opt[group], ts.params[group]
                 )
+                params[group] = optax.apply_updates(ts.params[group], change)
+                updates[group] = ts.updates[group] + 1
+                metrics[f"grad_norm/{group}"] = optax.tree.norm(grads[group])
+                if group in ema:
+                    # Early averages follow closely: the decay grows with the number of updates.
+                    count = updates[group].astype(jnp.float32)
+                    decay = jnp.minimum(stage.ema[group], (1.0 + count) / (10.0 + count))
+                    ema[group] = jax.tree.map(
+                        lambda e, p, d=decay: d * e + (1.0 - d) * p, ts.ema[group], params[group]
+                    )
         ts = ts.replace(
             step=ts.step + 1, params=params, opt=opt, ema=ema, state=state, updates=updates
         )
@@ -130,17 +134,20 @@ class Steps:
         self._shardings, self._accumulate = shardings, accumulate
         self._compiled = {}
 
-    def __call__(self, step: int, static):
-        """The step number `step`, counted from 1; a group of period k learns in every k-th."""
-        stage = self._stage
-        groups = tuple(
-            g
-            for g, every in stage.periods.items()
-            if step % every == 0 and step > stage.starts.get(g, 0)
+    def groups(self, step: int) -> tuple[str, ...]:
+        """Who learns in step number `step`, counted from 1: a group of period k in every k-th."""
+        starts = self._stage.starts
+        return tuple(
+            group
+            for group, every in self._stage.periods.items()
+            if step % every == 0 and step > starts.get(group, 0)
         )
-        key = (groups, static)
+
+    def __call__(self, step: int, static):
+        """The step number `step`."""
+        key = (self.groups(step), static)
         if key not in self._compiled:
-            fn = make_step(self._stage, self._optimizers, groups, static, self._accumulate)
+            fn = make_step(self._stage, self._optimizers, *key, self._accumulate)
             self._compiled[key] = jax.jit(
                 fn, donate_argnums=0, out_shardings=(self._shardings, None)
             )
@@ -148,6 +155,31 @@ class Steps:
 
     def __len__(self):
         return len(self._compiled)
+
+
+def abstract_state(stage: Stage, optimizers, mesh, rng, batch) -> TrainState:
+    """Shapes of a run's state, and on which devices each lies; `rng` and `batch` may be shapes."""
+    like = jax.eval_shape(partial(init_state, stage, optimizers), rng, batch)
+    return sharding.placed(like, sharding.param_shardings(like, mesh))
+
+
+def abstract_step(stage: Stage, mesh, step: int = 0, static=None):
+    """A step as `train` compiles it, and its arguments as shapes: (step, arguments, who learns).
+
+    Neither weights nor data are read. By default it is the dearest: a step in which every group
+    learns, of the largest static size.
+    """
+    config, period = stage.config, math.lcm(*stage.periods.values())
+    step = step or period * (max([0, *stage.starts.values()]) // period + 1)
+    optimizers = stage.optimizers(config.run.steps)
+    rng, batch = jax.eval_shape(lambda: jax.random.key(config.seed)), stage.batch_spec()
+    state = abstract_state(stage, optimizers, mesh, rng, batch)
+    steps = Steps(stage, optimizers, jax.tree.map(lambda x: x.sharding, state), config.accumulate)
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    frozen = sharding.placed(stage.frozen_spec(), whole)
+    arguments = state, frozen, sharding.placed(batch, rows), rng
+    static = stage.static_sizes()[-1] if static is None else static
+    return steps(step, static), arguments, steps.groups(step)
 
 
 def start(config: ConfigDict, checkpoints: Checkpoints, fresh, like, shardings) -> TrainState:
@@ -207,17 +239,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     with jax.set_mesh(mesh):
         example, _ = complete(next(iter(stage.batches(0))), 0)
-        fresh = partial(init_state, stage, optimizers, rng)
-        like = jax.eval_shape(fresh, example)
-        shardings = sharding.param_shardings(like, mesh)
+        like = abstract_state(stage, optimizers, mesh, rng, example)
+        shardings = jax.tree.map(lambda x: x.sharding, like)
+        fresh = jax.jit(partial(init_state, stage, optimizers, rng), out_shardings=shardings)
         checkpoints = Checkpoints(workdir, run.keep)
-        state = start(
-            config,
-            checkpoints,
-            lambda: jax.jit(fresh, out_shardings=shardings)(example),
-            like,
-            shardings,
-        )
+        state = start(config, checkpoints, lambda: fresh(example), like, shardings)
         step = int(state.step)
         steps = Steps(stage, optimizers, shardings, config.accumulate)
         writer = MetricWriter(workdir, step) if jax.process_index() == 0 else None

@@ -4,6 +4,7 @@ Where one is absent its tests are skipped, and the summary says why. After `laun
 fetched the assets (EVATOK_FETCHED is set) they cannot be absent, and nothing is skipped for them.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from evatok_jax import assets
 PARITY = Path(os.environ.get("EVATOK_DATA", "/nowhere")).parent / "parity"
 needs_parity = pytest.mark.skipif(
     not PARITY.is_dir(), reason="no reference values: EVATOK_DATA names no folder beside parity/"
+)
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="no TPU compiler: pip install 'evatok_jax[tpu]'",
 )
 
 

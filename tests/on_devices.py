@@ -5,15 +5,19 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from toy_stage import ToyStage, toy_config
 
 from evatok_jax import sharding
 from evatok_jax import train as training
+from evatok_jax.models.attention import attend
 from evatok_jax.models.discriminators import VirtualBatchNorm
+from evatok_jax.models.rows import Rows
 
 
 def accumulation_stays_on_its_device() -> None:
@@ -42,6 +46,49 @@ def virtual_batches_span_devices() -> None:
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def meshes_fit_the_devices() -> None:
+    """What an axis leaves open follows from the devices; splitting has a largest number of ways."""
+    sizes = {given: tuple(sharding.make_mesh(*given).shape.values()) for given in MESHES}
+    assert sizes == MESHES, sizes
+
+
+MESHES = {(-1, 1): (8, 1), (-1, 2): (4, 2), (2, -1): (2, 4), (-1, 0): (1, 8)}
+
+
+def attention_stays_on_its_rows() -> None:
+    """Kernels run on each device's rows, or heads, without gathering; gradients as on one."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((8, 140, 4, 64), np.float32) for _ in range(3))
+    rows = Rows(*(jnp.asarray(np.arange(8 * 140).reshape(8, 140) // x) for x in (50, 7)))
+
+    def both(backend, q, k, v, rows):
+        def loss(*qkv):
+            out = attend(*qkv, rows, rows, backend=backend)
+            return jnp.square(out).sum(), out
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    want = jax.jit(partial(both, "xla"))(q, k, v, rows)
+    mesh = sharding.make_mesh(data=4, fsdp=2)
+    for backend in ("pallas", "blocked"):
+        with jax.set_mesh(mesh):
+            own = jax.device_put((q, k, v, rows), sharding.batch_sharding(mesh))
+            call = jax.jit(partial(both, backend)).lower(*own).compile()
+            assert "all-gather" not in call.as_text()
+            heads = P("data", None, "fsdp")
+            cut = jax.shard_map(
+                partial(both, backend),
+                in_specs=(heads, heads, heads, P("data")),
+                out_specs=((heads,) * 3, heads),
+                check_vma=False,
+            )
+            for got in (call(*own), jax.jit(cut)(q, k, v, rows)):
+                for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 if __name__ == "__main__":
+    meshes_fit_the_devices()
+    attention_stays_on_its_rows()
     accumulation_stays_on_its_device()
     virtual_batches_span_devices()

@@ -76,6 +76,7 @@ def check(name: str, config, home):
     """Five steps, every number finite, and the metrics that the config promises."""
     if config.job != "train":
         return
+    check_spec(load_stage(config))
     rows = read_metrics(home / name)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert all(np.isfinite(list(row.values())).all() for row in rows)
@@ -86,6 +87,15 @@ def check(name: str, config, home):
         wanted |= ADVERSARY if config.adversary.kind != "none" else set()
     wanted |= {f"grad_norm/{group}" for group in config.optim}
     assert wanted <= set(rows[-1])  # the fifth, in which the discriminator learns
+
+
+def check_spec(stage):
+    """What is compiled without data is what the data are."""
+    batch, size = stage.prepare(stage.load_frozen(), next(stage.batches(0)), jax.random.key(0))
+    found = jax.eval_shape(lambda x: x, dict(batch))
+    assert stage.batch_spec() == {name: found[name] for name in stage.batch_spec()}
+    assert size() in stage.static_sizes()
+    assert jax.eval_shape(lambda x: x, stage.load_frozen()) == stage.frozen_spec()
 
 
 @needs_assets("samples", "lpips_vgg", "lpips_alex")

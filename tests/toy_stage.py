@@ -30,6 +30,12 @@ class ToyStage(BaseStage):
             yield {name: column[own] for name, column in batch.items()}
             start += size
 
+    def batch_spec(self):
+        return jax.eval_shape(lambda: next(self.batches(0)))
+
+    def static_sizes(self):
+        return (False,)
+
     def prepare(self, frozen, batch, rng):
         longest = batch["key"].max()
         return batch, lambda: int(longest) < 0

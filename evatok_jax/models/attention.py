@@ -10,20 +10,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from evatok_jax.models.backends import cudnn, fused, xla
+from evatok_jax.models.rows import Rows
+from evatok_jax.names import nearest
 
-@flax.struct.dataclass
-class Rows:
-    """What each position of a batch of rows is, for the purpose of attention.
-
-    Attributes:
-      segment: int32 [b, n], which clip of the row; -1 for padding and unwritten cache.
-      order: int32 [b, n], a query sees keys of its segment whose order is not later than its own.
-    """
-
-    segment: jax.Array
-    order: jax.Array
+BACKENDS = ("auto", "xla", "blocked", "pallas", "cudnn")
+# Below so many queries or keys, or up to so many pairs, all logits at once are as fast as tiles.
+FEWEST, FEW = 128, 256 * 256
 
 
 @flax.struct.dataclass
@@ -42,13 +37,7 @@ class Cache:
     cursor: jax.Array
 
 
-def visible(queries: Rows, keys: Rows) -> Bool[Array, "b n m"]:
-    """The mask that two descriptors describe: [b, n queries, m keys]."""
-    same = queries.segment[:, :, None] == keys.segment[:, None, :]
-    written = keys.segment[:, None, :] >= 0
-    return same & written & (keys.order[:, None, :] <= queries.order[:, :, None])
-
-
+@jax.named_scope("attend")
 def attend(
     q: Float[Array, "b n h d"],
     k: Float[Array, "b m h d"],
@@ -56,27 +45,35 @@ def attend(
     queries: Rows,
     keys: Rows,
     *,
-    backend: str = "xla",
+    backend: str | None = None,
 ) -> Float[Array, "b n h d"]:
     """Softmax attention under the described mask; logits and sums in fp32.
 
     A query that sees nothing (padding) gets a finite, meaningless answer: padding is never a key,
     so it cannot reach a real position.
 
-    Raises ValueError for an unknown back end.
+    Args:
+      backend: one of BACKENDS. None is "auto": all logits at once where they are few, else what
+        fits the device that the program is lowered for: kernels on a TPU, cuDNN on a GPU in half
+        precision, tiles on a CPU.
+
+    Raises ValueError for an unknown back end, or one that cannot do this; RuntimeError for cudnn
+    without a GPU.
     """
-    if backend != "xla":
-        raise ValueError(f"unknown attention back end {backend!r}: this version has 'xla'")
+    backend = backend or "auto"
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention back end {backend!r}: {nearest(backend, BACKENDS)}")
     q = q * q.shape[-1] ** -0.5
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    logits += jnp.where(visible(queries, keys), 0.0, -1e30)[:, None]
-    # Dividing after the second product, not before it, saves a pass over the largest array.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    total = weights.sum(axis=-1).swapaxes(1, 2)[..., None]
-    return (out / total).astype(v.dtype)
+    few = min(q.shape[1], k.shape[1]) < FEWEST or q.shape[1] * k.shape[1] <= FEW
+    if backend == "auto" and few:
+        backend = "xla"
+    elif backend == "auto" and jax.default_backend() == "gpu":
+        backend = "cudnn" if cudnn.supports(q.dtype, q.shape[-1]) else "xla"
+    if backend == "xla":
+        return xla.attend(q, k, v, queries, keys)
+    if backend == "cudnn":
+        return cudnn.attend(q, k, v, queries, keys)
+    return fused.attend(backend, q, k, v, queries, keys)
 
 
 def empty_cache(batch: int, capacity: int, heads: int, head_dim: int, dtype=jnp.float32) -> Cache:
@@ -125,6 +122,7 @@ class MultiHeadAttention(nn.Module):
     heads: int
     dtype: jnp.dtype = jnp.float32
     qk_norm: bool = False
+    backend: str = "auto"
 
     @nn.compact
     def __call__(
@@ -150,7 +148,8 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             cache = append(cache, k, v, keys, count)
             k, v, keys = cache.k, cache.v, cache.rows
-        out = attend(q, k, v, queries, keys).reshape(*q_in.shape[:-1], self.width)
+        out = attend(q, k, v, queries, keys, backend=self.backend)
+        out = out.reshape(*q_in.shape[:-1], self.width)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED, name="out")(out), cache
 
 

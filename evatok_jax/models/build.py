@@ -70,11 +70,16 @@ def build_generator(description: dict) -> Generator:
 
 
 def build_discriminator(
-    geometry: Geometry, size: str, patch_logits: bool, dtype: str, remat: bool
+    geometry: Geometry,
+    size: str,
+    patch_logits: bool,
+    dtype: str,
+    remat: bool,
+    attention: str = "auto",
 ) -> TransformerDiscriminator:
     """LARP's discriminator by the name of its size."""
     stack = _size(sizes.DISCRIMINATORS, size)
-    return TransformerDiscriminator(geometry, stack, patch_logits, dtype, remat)
+    return TransformerDiscriminator(geometry, stack, patch_logits, dtype, remat, attention)
 
 
 def describe_geometry(name: str) -> dict:

@@ -22,12 +22,19 @@ class TransformerDiscriminator(nn.Module):
     patch_logits: bool = False
     dtype: str = "float32"
     remat: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b n"]:
         """Logits; `video` is in [-0.5, 0.5]."""
         vit = ViT(
-            self.geometry, self.stack, learned=False, dtype=self.dtype, remat=self.remat, name="vit"
+            self.geometry,
+            self.stack,
+            learned=False,
+            dtype=self.dtype,
+            remat=self.remat,
+            attention=self.attention,
+            name="vit",
         )
         x = vit(video)
         x = x[:, 1:] if self.patch_logits else x[:, :1]

@@ -38,6 +38,7 @@ class GeneratorConfig:
       condition: tokens of each block of given frames, which stand before the class; () is none.
       condition_frames: frames that are given; the last one fills up the blocks of `condition`.
       dtype: compute type; norms, softmax and logits stay in fp32.
+      attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
       unroll: layers of the scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
 
@@ -59,6 +60,7 @@ class GeneratorConfig:
     condition: tuple[int, ...] = ()
     condition_frames: int = 0
     dtype: str = "float32"
+    attention: str = "auto"
     unroll: int = 1
     remat: bool = False
 
@@ -116,6 +118,7 @@ class Layer(nn.Module):
         qkv = self.qkv(self.attention_norm(x))
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
+    @jax.named_scope("ffn")
     def ffn(self, x):
         gate_up = self.gate_up(self.ffn_norm(x))
         return self.down(nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1])
@@ -128,7 +131,7 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """The whole sequence at once; returns x and nothing, as `nn.scan` wants it."""
         residual_keys, ffn_keys = (None, None) if keys is None else keys
-        out = self.out(attend(*self.project(x), rows, rows))
+        out = self.out(attend(*self.project(x), rows, rows, backend=self.config.attention))
         x = x + drop(out, self.config.residual_dropout, residual_keys)
         return x + drop(self.ffn(x), self.config.ffn_dropout, ffn_keys), None
 
@@ -143,9 +146,8 @@ class Layer(nn.Module):
         spread = jax.tree.map(lambda each: jnp.repeat(each, heads, 0), (rows, count))
         cache = append(cache, k, v, *spread)
         k, v = (rearrange(part, "(b h) m 1 d -> b m h d", h=heads) for part in (cache.k, cache.v))
-        x = x + self.out(
-            attend(q, k, v, rows, jax.tree.map(lambda each: each[::heads], cache.rows))
-        )
+        keys = jax.tree.map(lambda each: each[::heads], cache.rows)
+        x = x + self.out(attend(q, k, v, rows, keys, backend=self.config.attention))
         return x + self.ffn(x), cache
 
 
@@ -179,6 +181,7 @@ class Generator(nn.Module):
         self.head = self.param("head", nn.initializers.zeros, (config.width, config.grammar.vocab))
         self.dtype = dtype
 
+    @jax.named_scope("embed")
     def embed(self, ids: Int[Array, "b n"], positions: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         vocab = self.config.grammar.vocab
         token = self.token_embedding[jnp.minimum(ids, vocab - 1)]
@@ -186,6 +189,7 @@ class Generator(nn.Module):
         x = jnp.where((ids >= vocab)[..., None], label, token)
         return (x + self.position_embedding[positions]).astype(self.dtype)
 
+    @jax.named_scope("logits")
     def logits(self, x: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         x, head = self.norm(x).astype(self.dtype), self.head.astype(self.dtype)
         return jnp.einsum("bnd,dv->bnv", x, head, preferred_element_type=jnp.float32)

@@ -26,12 +26,14 @@ class RouterConfig:
       stack: width, layers and heads ("S": 512/6/8, the paper's 19.9M).
       dropout: after each attention and MLP.
       dtype: compute type; norms and scores stay in fp32.
+      attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
     """
 
     geometry: Geometry
     stack: StackConfig
     dropout: float = 0.0
     dtype: str = "float32"
+    attention: str = "auto"
 
 
 class Router(nn.Module):
@@ -41,7 +43,7 @@ class Router(nn.Module):
 
     def setup(self):
         c, g = self.config, self.config.geometry
-        self.vit = ViT(g, c.stack, c.dropout, dtype=c.dtype)
+        self.vit = ViT(g, c.stack, c.dropout, dtype=c.dtype, attention=c.attention)
         nn.share_scope(self, self.vit)
         outputs = g.assignments
         if outputs > FLAT_HEAD_LIMIT:

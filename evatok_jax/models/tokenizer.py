@@ -52,6 +52,7 @@ class TokenizerConfig:
         and it takes thousands of steps until small random ones tell places apart: short runs use
         the second.
       dtype: compute type of the stacks; norms, softmax and codebook distances stay in fp32.
+      attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
       unroll: layers of a scan that are unrolled (speed against compile time).
       remat: recompute each layer in the backward pass instead of keeping its activations.
     """
@@ -72,6 +73,7 @@ class TokenizerConfig:
     position_init: str = "normal"
     position_std: float = 0.02
     dtype: str = "float32"
+    attention: str = "auto"
     unroll: int = 1
     remat: bool = False
 
@@ -135,6 +137,7 @@ class QFormerLayer(nn.Module):
     stack: StackConfig
     dtype: jnp.dtype
     qk_norm: bool
+    backend: str
 
     @nn.compact
     def __call__(self, carry, side: Side, tap, number, cache: StepCache | None):
@@ -147,7 +150,9 @@ class QFormerLayer(nn.Module):
         past = (None, None) if cache is None else (cache.self_attention, cache.cross_attention)
         h = norm("self_norm", x)
         placed = h + side.positions
-        attention = partial(MultiHeadAttention, width, heads, self.dtype, self.qk_norm)
+        attention = partial(
+            MultiHeadAttention, width, heads, self.dtype, self.qk_norm, self.backend
+        )
         h, own = attention(name="self_attention")(
             placed, placed, h, side.queries, side.queries, past[0], side.query_count
         )
@@ -181,6 +186,7 @@ class QFormer(nn.Module):
     qk_norm: bool = False
     unroll: int = 1
     remat: bool = False
+    backend: str = "auto"
 
     @nn.compact
     def __call__(self, x, side: Side, cache: StepCache | None = None, tap: int = 0):
@@ -195,9 +201,9 @@ class QFormer(nn.Module):
             unroll=min(self.unroll, self.stack.layers),
         )
         numbers = 1 + jnp.arange(self.stack.layers)
-        (x, tapped), cache = layers(self.stack, self.dtype, self.qk_norm, name="layers")(
-            (x, x if tap else None), side, jnp.asarray(tap), numbers, cache
-        )
+        (x, tapped), cache = layers(
+            self.stack, self.dtype, self.qk_norm, self.backend, name="layers"
+        )((x, x if tap else None), side, jnp.asarray(tap), numbers, cache)
         return x, tapped, cache
 
     def empty_cache(self, batch: int, queries: int, references: int) -> StepCache:
@@ -239,7 +245,7 @@ class Tokenizer(nn.Module):
         patches, slots = patch_places(*g.grid), query_places(*g.grid)[: g.max_block]
         self.patch_in, self.pixel_out = make_stem(c.stem, c.encoder.width, g, c.cnn, dtype, c.remat)
         self.query_in = dense(c.encoder.width)
-        self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat)
+        self.encoder = QFormer(c.encoder, dtype, c.qk_norm, c.unroll, c.remat, c.attention)
         self.encoder_patch_positions = table("enc_pos3d", patches, c.encoder.width)
         self.encoder_token_positions = table("enc_pos1d", slots, c.encoder.width)
         self.quantizer = c.make_quantizer()
@@ -253,7 +259,7 @@ class Tokenizer(nn.Module):
             norm(),
             dense(c.decoder.width),
         )
-        self.decoder = QFormer(c.decoder, dtype, c.qk_norm, c.unroll, c.remat)
+        self.decoder = QFormer(c.decoder, dtype, c.qk_norm, c.unroll, c.remat, c.attention)
         self.decoder_patch_positions = table("dec_pos3d", patches, c.decoder.width)
         self.decoder_token_positions = table("dec_pos1d", slots, c.decoder.width)
         self.pixel_norm = norm()

@@ -21,6 +21,7 @@ class ViTLayer(nn.Module):
     stack: StackConfig
     dropout: float
     dtype: jnp.dtype
+    backend: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], rows, keys: Key[Array, "2 b"] | None):
@@ -31,9 +32,10 @@ class ViTLayer(nn.Module):
 
         attention_keys, mlp_keys = (None, None) if keys is None else keys
         h = norm("attention_norm")
-        h, _ = MultiHeadAttention(stack.width, stack.heads, dtype, name="attention")(
-            h, h, h, rows, rows
+        attention = MultiHeadAttention(
+            stack.width, stack.heads, dtype, backend=self.backend, name="attention"
         )
+        h, _ = attention(h, h, h, rows, rows)
         x = x + drop(h, self.dropout, attention_keys)
         h = norm("mlp_norm")
         h = nn.Dense(4 * stack.width, dtype=dtype, kernel_init=TRUNCATED, name="mlp_in")(h)
@@ -54,6 +56,7 @@ class ViT(nn.Module):
         since a table would be a large constant of it).
       dtype: compute type; norms stay in fp32.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      attention: back end (`attention.BACKENDS`).
     """
 
     geometry: Geometry
@@ -62,6 +65,7 @@ class ViT(nn.Module):
     learned: bool = True
     dtype: str = "float32"
     remat: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -92,6 +96,6 @@ class ViT(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=stack.layers,
-        )(stack, self.dropout, dtype, name="layers")
+        )(stack, self.dropout, dtype, self.attention, name="layers")
         x, _ = layers(x, block_rows(b, 1, n + 1), keys)
         return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x)

@@ -180,7 +180,8 @@ def _layer(p, x, config: VitConfig, dtype):
     )
     if config.rotary:
         q, k = (_rotated(x, config) for x in (q, k))
-    h = jax.nn.dot_product_attention(*(a.astype(dtype) for a in (q, k, v)))
+    with jax.named_scope("attend"):
+        h = jax.nn.dot_product_attention(*(a.astype(dtype) for a in (q, k, v)))
     h = _dense(p["out"], rearrange(h, "b n h d -> b n (h d)"), dtype)
     x = x + (h * p["out_scale"] if config.scaled else h)
     h = _dense(p["mlp_in"], _norm(p["mlp_norm"], x, config.eps), dtype)

@@ -54,7 +54,12 @@ class Adversary:
             self.model = FeatureDiscriminator(len(TAPS), config.virtual_batch, config.dtype)
         else:
             self.model = build_discriminator(
-                geometry, config.size, config.patch_logits, config.dtype, config.remat
+                geometry,
+                config.size,
+                config.patch_logits,
+                config.dtype,
+                config.remat,
+                config.attention,
             )
 
     def frozen_spec(self):

@@ -15,12 +15,15 @@ from evatok_jax.losses.next_token import next_token_loss
 from evatok_jax.models.build import build_generator, build_tokenizer
 from evatok_jax.models.ragged import static_size
 from evatok_jax.models.sequence import to_sequence
-from evatok_jax.stages.stage import BaseStage, sample_keys
+from evatok_jax.stages.stage import BaseStage, row_spec, sample_keys
 from evatok_jax.storage.export import load_export
 
 
 class GeneratorStage(BaseStage):
     """Trains a generator; its one group is "generator"."""
+
+    SCOPES = ("embed", "layers", "logits", "loss")
+    INNER = ("attend", "ffn")
 
     def __init__(self, config):
         super().__init__(config)
@@ -85,6 +88,23 @@ class GeneratorStage(BaseStage):
             jax.process_count(),
         )
 
+    def batch_spec(self):
+        rows, config = self.config.batch_size, self.model.config
+        codes = np.min_scalar_type(config.codebook_size)
+        shapes = {
+            "codes": jax.ShapeDtypeStruct((rows, self.geometry.max_length), codes),
+            "lengths": jax.ShapeDtypeStruct((rows, config.blocks), jnp.int32),
+        }
+        if config.given:
+            shapes["condition"] = jax.ShapeDtypeStruct((rows, config.given), codes)
+        return {**row_spec(rows), **shapes}
+
+    def static_sizes(self):
+        grammar, multiple = self.model.config.grammar, self.config.length_multiple
+        shortest = grammar.blocks * (1 + grammar.levels[0])
+        totals = range(shortest, grammar.longest + 1)
+        return tuple(sorted({static_size(n, multiple, grammar.longest) for n in totals}))
+
     def prepare(self, frozen, batch, rng):
         """The static size of a batch follows its longest clip."""
         grammar = self.model.config.grammar
@@ -120,7 +140,8 @@ class GeneratorStage(BaseStage):
             sample_keys(rng, batch),
             self._given(batch),
         )
-        loss, metrics = next_token_loss(logits, ids, kind)
+        with jax.named_scope("loss"):
+            loss, metrics = next_token_loss(logits, ids, kind)
         metrics |= {
             "tokens": lengths.sum(axis=1).mean(dtype=jnp.float32),
             "padding": jnp.mean(kind < 0, dtype=jnp.float32),

@@ -50,6 +50,10 @@ class RouterStage(BaseStage):
             self._targets = windows, reward.astype(np.float32)
         return self._targets
 
+    def batch_spec(self):
+        reward = (self.config.batch_size, len(self.assignments))
+        return {**self.clip_spec(), "reward": jax.ShapeDtypeStruct(reward, jnp.float32)}
+
     def batches(self, start):
         data = self.config.data
         check_origin(data.scores, grid(Clips.of(data, "train", self.geometry)))

@@ -31,6 +31,8 @@ class Stage(Protocol):
     periods: Mapping[str, int]  # group -> every how many steps it learns
     starts: Mapping[str, int]  # group -> the step after which it may, for groups that wait
     ema: Mapping[str, float]  # group -> decay of its moving average, for groups that keep one
+    SCOPES: tuple[str, ...]  # the parts of its step, as `jax.named_scope` calls them in `losses`
+    INNER: tuple[str, ...]  # parts of those parts, in which costs are told apart
 
     def inputs(self) -> Mapping[str, str]:
         """Name -> digest of the trained models that a run works with.
@@ -41,6 +43,12 @@ class Stage(Protocol):
 
     def batches(self, start: int) -> Iterator[dict]:
         """This process's rows of the global batches, from global record `start` on."""
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a completed global batch, known without any data."""
+
+    def static_sizes(self) -> tuple[Hashable, ...]:
+        """The static sizes that a run may meet, the largest last."""
 
     def prepare(self, frozen: Tree, batch: dict, rng) -> tuple[dict, Callable[[], Hashable]]:
         """The batch, completed, and a call for its static sizes, which the host must know.
@@ -79,6 +87,8 @@ class Stage(Protocol):
 class BaseStage:
     """The defaults that most stages share."""
 
+    SCOPES = INNER = ()
+
     def __init__(self, config: ConfigDict):
         self.config, self.workdir = config, None
         self.periods = dict.fromkeys(config.optim, 1)
@@ -108,6 +118,16 @@ class BaseStage:
             **more,
         )
 
+    def clip_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of what `clips` yields, of all processes together."""
+        rows = self.config.batch_size
+        video = jax.ShapeDtypeStruct((rows, *self.geometry.clip_shape), jnp.uint8)
+        return {"video": video, **row_spec(rows)}
+
+    def static_sizes(self):
+        """All batches have one shape."""
+        return ((),)
+
     def prepare(self, frozen, batch, rng):
         """Batches are complete as they come."""
         return batch, tuple
@@ -135,6 +155,12 @@ class BaseStage:
             group: optimizer(settings, updates(group))
             for group, settings in self.config.optim.items()
         }
+
+
+def row_spec(rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what every row of a batch has: its class, and which clip it is."""
+    types = dict(label="int32", key="uint32", record="int32", window="int32", flip="bool")
+    return {name: jax.ShapeDtypeStruct((rows,), kind) for name, kind in types.items()}
 
 
 def sample_keys(rng, batch):

@@ -118,6 +118,18 @@ class TokenizerStage(BaseStage):
         logits = self._router.apply({"params": frozen["router"]}, to_model(batch["video"]))
         return route(logits, self.geometry)
 
+    def batch_spec(self):
+        lengths = (self.config.batch_size, self.geometry.blocks)
+        return {**self.clip_spec(), "lengths": jax.ShapeDtypeStruct(lengths, jnp.int32)}
+
+    def static_sizes(self):
+        g, lengths = self.geometry, self.config.lengths
+        totals = range(g.blocks * g.levels[0], g.max_length + 1)
+        if lengths.rule == "fixed":
+            totals = [sum(lengths.fixed)]
+        sizes = {static_size(total, lengths.multiple, g.max_length) for total in totals}
+        return tuple(sorted(sizes))
+
     def prepare(self, frozen, batch, rng):
         """Decides the lengths ahead of the step, for its static size depends on them."""
         lengths, longest = self._lengths(frozen, batch, rng)
@@ -175,8 +187,8 @@ class TokenizerStage(BaseStage):
             frozen |= part.load_frozen()
         return frozen
 
-    # What the scopes in `losses` are called, for counts by part (benchmarks/recipe.py).
     SCOPES = ("autoencoder", "perceptual", "alignment", "fooling", "judging")
+    INNER = ("encoder", "decoder", "quantizer", "attend")
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1), and the discriminator's."""

@@ -1,0 +1,142 @@
+"""What attention costs on this device, by back end, beside what its operations must cost.
+
+    python benchmarks/attention.py                # layers of S-B and GPT-B
+    python benchmarks/attention.py --model        # S-B: encode and decode one clip
+
+The bound is a case's operations at the rate of a large matrix product in the same run: of all pairs
+of positions, and of those pairs alone that see each other. Backward counts the four products that
+it needs, not the fifth with which tiles compute the logits again. Times are medians, in the order
+of the table, each compiled alone; the machine must have nothing else to do.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evatok_jax.flops import flops_by_scope
+from evatok_jax.models.attention import attend
+from evatok_jax.models.build import build_tokenizer
+from evatok_jax.models.ragged import block_rows, layout
+from evatok_jax.models.rows import Rows, visible
+
+LENGTHS = (256, 128, 256, 134)  # 774 tokens, what the paper's router spends on a UCF-101 clip
+CLIPS = (756, 801, 690, 1028, 544, 362)  # of a packed row, length tokens included
+BACKENDS = {"cpu": ("xla", "blocked"), "tpu": ("xla", "pallas"), "gpu": ("xla", "cudnn")}
+
+
+def cases(batch: int) -> dict[str, tuple[int, Rows, Rows]]:
+    """Name -> heads, queries, keys."""
+    tokens = layout(jnp.tile(jnp.asarray([LENGTHS]), (batch, 1)), 896).rows
+    patches = block_rows(batch, 4, 256)
+    segment = np.repeat(np.arange(len(CLIPS)), CLIPS)
+    order = np.concatenate([np.arange(n) for n in CLIPS])
+    fill = (0, 4224 - len(order))
+    packed = Rows(
+        *(
+            jnp.tile(jnp.asarray(np.pad(x, fill, constant_values=-1), jnp.int32), (batch, 1))
+            for x in (segment, order)
+        )
+    )
+    return {
+        "encoder, tokens to tokens": (8, tokens, tokens),
+        "encoder, tokens to patches": (8, tokens, patches),
+        "decoder, patches to patches": (12, patches, patches),
+        "decoder, patches to tokens": (12, patches, tokens),
+        "generator, packed row": (12, packed, packed),
+    }
+
+
+def seconds(function, args, repeats: int) -> float:
+    """Median time of a compiled call."""
+    call = jax.jit(function)
+    jax.block_until_ready(call(*args))
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call(*args))
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def rate(dtype, repeats: int) -> float:
+    """Operations a second of a large matrix product."""
+    n = 4096 if jax.default_backend() == "cpu" else 16384
+    x = jnp.ones((n, n), dtype)
+    return 2 * n**3 / seconds(jnp.matmul, (x, x), repeats)
+
+
+def layers(args, dtype) -> None:
+    """A line for each case and back end."""
+    rng = np.random.default_rng(0)
+    for name, (heads, queries, keys) in cases(args.batch).items():
+        sizes = (queries.segment.shape[1], *[keys.segment.shape[1]] * 2)
+        qkv = [jnp.asarray(rng.standard_normal((args.batch, n, heads, 64)), dtype) for n in sizes]
+        pairs = args.batch * sizes[0] * sizes[1]
+        share = float(visible(queries, keys).mean())
+        peak = rate(dtype, args.repeats)
+        print(json.dumps({"case": name, "seen": round(share, 3), "gflops": round(peak / 1e9)}))
+        for backend in BACKENDS[jax.default_backend()]:
+
+            def forward(q, k, v, backend=backend, rows=(queries, keys)):
+                return attend(q, k, v, *rows, backend=backend)
+
+            def loss(*qkv, forward=forward):
+                return jnp.square(forward(*qkv).astype(jnp.float32)).sum()
+
+            passes = {"forward": (forward, 2), "both": (jax.grad(loss, (0, 1, 2)), 6)}
+            for what, (function, products) in passes.items():
+                spent = seconds(function, qkv, args.repeats)
+                bound = products * 2 * pairs * heads * 64 / peak
+                row = {"backend": backend, "pass": what, "ms": round(1e3 * spent, 2)}
+                row |= {
+                    "x_bound": round(spent / bound, 2),
+                    "x_seen": round(spent / bound / share, 2),
+                }
+                print(json.dumps(row), flush=True)
+
+
+def model(args, dtype) -> None:
+    """Encode and decode of S-B with random weights, by back end."""
+    clip = jnp.zeros((args.batch, 16, 128, 128, 3))
+    lengths = jnp.tile(jnp.asarray([LENGTHS]), (args.batch, 1))
+
+    def apply(backend, params, clip, lengths):
+        description = {"geometry": "paper128", "size": "S-B", "dtype": dtype}
+        tokenizer = build_tokenizer(description | {"attention": backend})
+        if params is None:
+            return tokenizer.init(jax.random.key(0), clip, lengths, 896)
+        return tokenizer.apply(params, clip, lengths, 896)[0]
+
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)),
+        jax.eval_shape(partial(apply, "xla", None), clip, lengths),
+    )
+    inputs = (params, clip, lengths)
+    count = flops_by_scope(partial(apply, "xla"), *inputs, scopes=["none"]).total()
+    for backend in BACKENDS[jax.default_backend()]:
+        peak = rate(dtype, args.repeats)
+        spent = seconds(partial(apply, backend), inputs, args.repeats)
+        row = {"model": "S-B", "backend": backend, "seconds": round(spent, 3)}
+        row |= {"gflop": round(count / 1e9), "gflops": round(peak / 1e9)}
+        print(json.dumps(row | {"x_bound": round(spent * peak / count, 2)}), flush=True)
+
+
+def main() -> None:
+    """Prints a table as JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=1, help="clips, or packed rows")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--model", action="store_true", help="the whole S-B tokenizer")
+    args = parser.parse_args()
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    (model if args.model else layers)(args, dtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Attention that never holds all logits: one rule of differentiation over tiles of them.
+
+Forward keeps, beside the answer, the logarithm of each query's sum of weights; backward computes
+the weights again from it. What computes them is chosen when a program is lowered, so that a program
+compiled on a CPU host for a TPU gets the TPU's kernels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from evatok_jax.models.backends import blocked, pallas
+from evatok_jax.models.rows import Rows
+from evatok_jax.sharding import per_device
+
+
+def attend(
+    kind: str,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    queries: Rows,
+    keys: Rows,
+) -> Float[Array, "b n h d"]:
+    """Softmax attention; `kind` is "blocked", "pallas", or "auto": pallas on a TPU, else blocked.
+
+    Queries that see nothing get zeros, and no gradient comes from them. Under a mesh each device
+    works on its own rows (`sharding.per_device`); inside `jax.shard_map` the heads may be cut too.
+    Where "pallas" meets no TPU, its kernels are interpreted, which is for tests.
+    """
+    return _attend(kind, q, k, v, *jax.tree.leaves((queries, keys)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(kind, q, k, v, *ids):
+    return _run(kind, "forward", q, k, v, *ids)[0]
+
+
+def _forward(kind, q, k, v, *ids):
+    out, log_total = _run(kind, "forward", q, k, v, *ids)
+    return out, (q, k, v, ids, out, log_total)
+
+
+def _backward(kind, kept, grad):
+    q, k, v, ids, out, log_total = kept
+    # What the gradient of each weight is compared with: their mean, as the query weighs them.
+    mean = jnp.einsum("bnhd,bnhd->bhn", grad, out, preferred_element_type=jnp.float32)
+    gradients = _run(kind, "backward", q, k, v, *ids, log_total, mean, grad)
+    return (*gradients, *[None] * len(ids))
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _run(kind: str, step: str, *args):
+    def on_rows(function):
+        def call(q, k, v, *rest):
+            return function(q, k, v, Rows(*rest[:2]), Rows(*rest[2:4]), *rest[4:])
+
+        return call
+
+    kernel, plain = getattr(pallas, step), on_rows(getattr(blocked, step))
+    if kind == "blocked":
+        return per_device(plain)(*args)
+    other = on_rows(partial(kernel, interpret=True)) if kind == "pallas" else plain
+    chosen = partial(jax.lax.platform_dependent, tpu=on_rows(kernel), default=other)
+    return per_device(chosen)(*args)

@@ -148,8 +148,8 @@ def _advice(config, topology: str, used: int | float, limit: float) -> str:
     mesh, found = config.run.mesh, [f"a larger slice than {topology}", "a smaller batch"]
     if mesh.fsdp == 1:
         found.insert(0, "--set run.mesh.fsdp=16, which splits parameters and optimisers")
-    if "remat" in config.get("model", {}) and not config.model.remat:
-        found.insert(0, "--set model.remat=true")
+    if config.get("model", {}).get("remat", "layer") != "layer":
+        found.insert(0, "--set model.remat=layer")
     if "accumulate" in config:
         found.append(f"--set accumulate={2 * config.accumulate}")
     return (

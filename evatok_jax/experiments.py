@@ -20,6 +20,9 @@ from evatok_jax.presets import (
 
 LOCAL_STEPS = 5
 IMAGE_BATCH = 256
+# Rows of a generator's batch: they hold the paper's batch of clips at the mean lengths that its
+# tables give, 740 to 756 of at most 2,048 tokens. Given frames take 640 positions a clip.
+ROWS, FRAME_ROWS, IMAGE_ROWS = 24, 32, 48
 
 
 def _arguments(
@@ -125,7 +128,8 @@ def generator_experiment(arg, size: str, classes: int, steps: int, first: int = 
 
     With `first` frames of each clip given it predicts the others, and knows no classes.
     """
-    args = _arguments(arg, steps, lr=3e-4, tokenizer="", tokens="", classes=classes)
+    rows = FRAME_ROWS if first else ROWS
+    args = _arguments(arg, steps, rows, 3e-4, tokenizer="", tokens="", classes=classes)
     args.size, args.first = "tiny" if args.runlocal else size, first
     config = generator_config(args)
     if first:
@@ -137,7 +141,7 @@ def image_generator_experiment(arg, size: str, classes: int, epochs: int, images
     """A generator of images by class, at GigaTok's batch and rate, after so many `images` seen."""
     steps = images * epochs // IMAGE_BATCH
     more = dict(tokenizer="", tokens="", classes=classes)
-    args = _arguments(arg, steps, IMAGE_BATCH, 1e-4, images=True, **more)
+    args = _arguments(arg, steps, IMAGE_ROWS, 1e-4, images=True, **more)
     args.size, args.first = "tiny" if args.runlocal else size, 0
     config = generator_config(args)
     config.grammar = dict(geometry=args.geometry, codebook_size=16384)

@@ -100,7 +100,7 @@ def tokenizer_config(args) -> ConfigDict:
                 position_std=1.0 if little else 0.02,
                 dtype="float32" if little else "bfloat16",
                 attention="auto",  # back end: docs/attention.md
-                remat=not little,
+                remat="none" if little else "layer",
                 unroll=8 if little else 1,  # on a CPU a quarter faster than the scan
             ),
             codebook=dict(
@@ -123,7 +123,7 @@ def tokenizer_config(args) -> ConfigDict:
                 lecam_decay=0.999,
                 dtype="float32" if little else "bfloat16",
                 attention="auto",
-                remat=not little,
+                remat="none" if little else "layer",
             ),
             alignment=dict(
                 weight=0.0,  # the paper's: 0.7
@@ -139,7 +139,10 @@ def tokenizer_config(args) -> ConfigDict:
                 router="",  # an export; without one only abstract builds, of `router_size`
                 router_size="tiny" if little else "S",
                 strata=1,
-                multiple=g.max_length // 8,
+                # Clips that share a row of tokens, at most, and the steps in which rows grow, in
+                # tokens a clip: docs/ragged.md.
+                row=1 if little else 8,
+                multiple=g.max_length // (8 if little else 16),
             ),
             loss=dict(
                 l1=1.0,
@@ -301,13 +304,13 @@ def generator_config(args) -> ConfigDict:
             name="generator",
             stage="evatok_jax.stages.generator:GeneratorStage",
             seed=args.seed,
-            batch_size=args.batch,
+            batch_size=args.batch,  # rows
+            row_positions=0,  # 0 is room for two of the longest clips
             accumulate=1,
             tokenizer=args.tokenizer,
             # Abstract builds without a tokenizer take the paper's; a run takes its tokenizer's.
             grammar=dict(geometry="nano" if little else "paper128", codebook_size=8192),
             data=dict(tokens=args.tokens),
-            length_multiple=128,
             model=dict(
                 size=args.size,
                 num_classes=args.classes,
@@ -316,7 +319,7 @@ def generator_config(args) -> ConfigDict:
                 condition_frames=args.first,
                 dtype="float32" if little else "bfloat16",
                 attention="auto",
-                remat=not little,
+                remat="none" if little else "layer",
             ),
             optim=dict(
                 generator=default_optim(

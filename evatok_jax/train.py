@@ -312,7 +312,7 @@ def report(pending, writer, bar, config, began) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     guard(values, step)
     rate = bar.format_dict["rate"] or (step - bar.initial) / max(time.time() - began, 1e-9)
-    values["clips_per_second"] = rate * config.batch_size
+    values["clips_per_second"] = rate * values.get("clips", config.batch_size)
     if writer:
         writer.write(step, values)
     losses = {n.removeprefix("loss/"): f"{v:.4g}" for n, v in values.items() if "loss/" in n}

@@ -74,7 +74,7 @@ def own_device(monkeypatch):
 def test_a_report_on_this_machine(own_device):
     """Memory adds up, parts are found, and operations are told from those done again."""
     config = load_config(TINY)
-    config.model.remat = True
+    config.model.remat = "layer"
     report = check(config, "v5e:1x1")
     memory = report["memory_bytes"]
     together = memory["arguments"] + memory["temporaries"] + memory["outputs"] - memory["aliased"]

@@ -6,17 +6,15 @@ written beside and renamed, so a shard that exists is whole. `origin.json` says 
 which data set the rows are of, which models made them, and how many shards there will be.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
 from evatok_jax.atomic import replacing
 from evatok_jax.config import differences
 from evatok_jax.data.clips import Clips
-from evatok_jax.data.plans import host_indices
 from evatok_jax.workdir import read_json, write_json
 
 ORIGIN = "origin.json"
@@ -132,24 +130,3 @@ class Sidecar:
 
     def _key(self, record, window, flip) -> np.ndarray:
         return record.astype(np.int64) * self._stride + 2 * window.astype(np.int64) + flip
-
-
-def table_batches(
-    table: dict[str, np.ndarray],
-    batch_size: int,
-    seed: int,
-    start_index: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless shuffled batches of rows from global record `start_index` on, each epoch anew.
-
-    Raises ValueError where the table has no row, or the batch cannot be divided among processes.
-    """
-    rows = len(next(iter(table.values())))
-    if not rows:
-        raise ValueError("the table has no rows")
-    order = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
-    for places in host_indices(batch_size, start_index, process_index, process_count):
-        index = np.array([order[int(place)] for place in places])
-        yield {"row": index, **{name: column[index] for name, column in table.items()}}

@@ -8,12 +8,16 @@ from evatok_jax.models.sequence import LENGTH, PADDING, VISUAL
 
 
 def next_token_loss(
-    logits: Float[Array, "b n v"], ids: Int[Array, "b n"], kind: Int[Array, "b n"]
+    logits: Float[Array, "b n v"],
+    ids: Int[Array, "b n"],
+    kind: Int[Array, "b n"],
+    total: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
     """Mean cross-entropy in nats over the real tokens of a batch, over the whole vocabulary.
 
     The grammar masks logits only when sampling; here the model learns it. `kind` is that of
-    `to_sequence`; padding counts nowhere.
+    `to_sequence`; padding counts nowhere. `total` is by what the sum over tokens is divided, where
+    that is not their number: for a part of a batch, its part of all tokens.
 
     Returns the loss and metrics: `visual_loss`, `length_loss` (means over tokens of that kind) and
     `length_accuracy` (share of length tokens that have the largest logit).
@@ -30,4 +34,6 @@ def next_token_loss(
         "length_loss": mean(loss, kind == LENGTH),
         "length_accuracy": mean(jnp.argmax(logits, axis=-1) == ids, kind == LENGTH),
     }
-    return mean(loss, kind != PADDING), metrics
+    if total is None:
+        return mean(loss, kind != PADDING), metrics
+    return jnp.sum(jnp.where(kind != PADDING, loss, 0)) / total, metrics

@@ -74,7 +74,7 @@ def build_discriminator(
     size: str,
     patch_logits: bool,
     dtype: str,
-    remat: bool,
+    remat: str,
     attention: str = "auto",
 ) -> TransformerDiscriminator:
     """LARP's discriminator by the name of its size."""

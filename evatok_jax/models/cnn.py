@@ -19,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from evatok_jax.models.attention import TRUNCATED
+from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import CnnConfig
 
 GROUP = 4  # channels of a group at the least; there are at most 32 groups
@@ -82,12 +83,12 @@ class AdaptiveGroupNorm(nn.Module):
 class CnnEncoder(nn.Module):
     """Frames to features at 1 / 2 ** (scales - 1) of their sides.
 
-    `remat` recomputes each residual block in the backward pass.
+    `remat` says what of a residual block the backward pass computes again (`remat.POLICIES`).
     """
 
     config: CnnConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n i j c"]:
@@ -111,7 +112,7 @@ class CnnDecoder(nn.Module):
 
     config: CnnConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, features: Float[Array, "n i j c"]) -> Float[Array, "n h w 3"]:
@@ -132,5 +133,5 @@ class CnnDecoder(nn.Module):
         return nn.Conv(3, (3, 3), kernel_init=TRUNCATED, name="conv_out")(x)
 
 
-def _block(remat: bool):
-    return nn.remat(ResidualBlock) if remat else ResidualBlock
+def _block(remat: str):
+    return rematerialised(nn.remat, ResidualBlock, remat)

@@ -21,7 +21,7 @@ class TransformerDiscriminator(nn.Module):
     stack: StackConfig
     patch_logits: bool = False
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     attention: str = "auto"
 
     @nn.compact

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from evatok_jax.models.attention import Cache, Rows, append, attend, empty_cache
 from evatok_jax.models.dropout import drop, split_keys
+from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sequence import Grammar
 
 NORMAL = nn.initializers.normal(0.02)
@@ -40,7 +41,7 @@ class GeneratorConfig:
       dtype: compute type; norms, softmax and logits stay in fp32.
       attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
       unroll: layers of the scan that are unrolled (speed against compile time).
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what of a layer the backward pass computes again (`remat.POLICIES`).
 
     Raises ValueError where heads do not divide the width or the levels are not increasing.
     """
@@ -62,7 +63,7 @@ class GeneratorConfig:
     dtype: str = "float32"
     attention: str = "auto"
     unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -168,7 +169,7 @@ class Generator(nn.Module):
         self.position_embedding = self.param(
             "position_embedding", NORMAL, (config.positions, config.width)
         )
-        layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+        layer = rematerialised(nn.remat, Layer, config.remat, prevent_cse=False)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -217,21 +218,41 @@ class Generator(nn.Module):
                 f"{config.positions} positions"
             )
         check_condition(condition, config)
+        before = [] if condition is None else [condition]
+        label = config.class_token(classes)[:, None]
+        inputs = jnp.concatenate([*before, label, ids[:, :-1]], axis=1)
+        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+        x = self._features(inputs, jnp.zeros_like(positions), positions, keys)
+        return self.logits(x[:, config.given :])
+
+    def packed(
+        self,
+        inputs: Int[Array, "r n"],
+        segment: Int[Array, "r n"],
+        position: Int[Array, "r n"],
+        keys: Key[Array, " r"] | None = None,
+    ) -> Float[Array, "r n v"]:
+        """Logits in fp32 for what follows each input of rows that `models/packed.py` describes.
+
+        Every clip of a row is predicted as if it were alone. `keys`, one a row, switch the dropouts
+        on (training).
+        """
+        return self.logits(self._features(inputs, segment, position, keys))
+
+    def _features(self, inputs, segment, position, keys):
+        config = self.config
         token_keys = layer_keys = None
         if keys is not None:
             keys = split_keys(keys, 2 + 2 * config.layers)
             class_keys, token_keys = keys[0], keys[1]
             layer_keys = keys[2:].reshape(config.layers, 2, -1)
-            unlabel = jax.vmap(lambda key: jax.random.bernoulli(key, config.class_dropout))
-            classes = jnp.where(unlabel(class_keys), config.num_classes, classes)
-        before = [] if condition is None else [condition]
-        label = config.class_token(classes)[:, None]
-        inputs = jnp.concatenate([*before, label, ids[:, :-1]], axis=1)
-        positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-        rows = Rows(jnp.zeros_like(positions), positions)
-        x = drop(self.embed(inputs, positions), config.token_dropout, token_keys)
-        x, _ = self.layers(x, rows, layer_keys)
-        return self.logits(x[:, config.given :])
+            shape = inputs.shape[1:]
+            dropped = jax.vmap(lambda k: jax.random.bernoulli(k, config.class_dropout, shape))
+            unlabelled = (inputs >= config.grammar.vocab) & dropped(class_keys)
+            inputs = jnp.where(unlabelled, config.class_token(config.num_classes), inputs)
+        x = drop(self.embed(inputs, position), config.token_dropout, token_keys)
+        x, _ = self.layers(x, Rows(segment, position), layer_keys)
+        return x
 
     def decode_step(
         self,

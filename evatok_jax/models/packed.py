@@ -72,5 +72,10 @@ def pack(
     }
 
 
+def row_positions(longest: int) -> int:
+    """A row's usual number of positions: two of the longest clips, in whole tiles of 128."""
+    return -(-2 * longest // 128) * 128
+
+
 def _given(table: Mapping[str, np.ndarray]) -> int:
     return table["condition"].shape[1] if "condition" in table else 0

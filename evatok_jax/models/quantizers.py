@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from evatok_jax.models.ragged import Layout, masked_mean
+from evatok_jax.models.ragged import Layout, masked_mean, token_keys
 from evatok_jax.names import nearest
 
 
@@ -96,14 +96,15 @@ class VectorQuantizer(nn.Module):
         self.codebook = self.param("codebook", uniform, (self.codebook_size, self.code_dim))
 
     def __call__(
-        self, z: Float[Array, "b s c"], rows: Layout, keys: Key[Array, " b"] | None = None
+        self, z: Float[Array, "r s c"], rows: Layout, keys: Key[Array, " b"] | None = None
     ) -> Quantized:
         """Quantises latents, which need not be normalised."""
         z, book = normalize(z), normalize(self.codebook)
         # |z - e|^2 = 2 - 2 z.e between unit vectors.
         affinity = 2.0 * jnp.einsum("bsc,kc->bsk", z, book, precision="highest") - 2.0
         if keys is not None and self.sampling:
-            codes = jax.vmap(jax.random.categorical)(keys, affinity / self.sampling)
+            draw = jax.vmap(jax.vmap(jax.random.categorical))
+            codes = draw(token_keys(keys, rows), affinity / self.sampling)
         else:
             codes = jnp.argmax(affinity, axis=-1)
         codes = jnp.where(rows.valid, codes, 0).astype(jnp.int32)
@@ -243,14 +244,15 @@ class KlBottleneck(nn.Module):
         return 2 * self.code_dim
 
     def __call__(
-        self, z: Float[Array, "b s c"], rows: Layout, keys: Key[Array, " b"] | None = None
+        self, z: Float[Array, "r s c"], rows: Layout, keys: Key[Array, " b"] | None = None
     ) -> Quantized:
         """Draws latents."""
         mean, log_variance = jnp.split(z.astype(jnp.float32), 2, axis=-1)
         log_variance = jnp.clip(log_variance, -30.0, 20.0)
         vectors = mean
         if keys is not None:
-            noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+            draw = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, mean.shape[2:])))
+            noise = draw(token_keys(keys, rows))
             vectors = mean + jnp.exp(0.5 * log_variance) * noise
         each = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1.0 - log_variance, axis=-1)
         codes = jnp.zeros(z.shape[:2], jnp.int32)

@@ -66,7 +66,7 @@ class CnnIn(nn.Module):
     geometry: Geometry
     cnn: CnnConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, video: Float[Array, "b f h w 3"]) -> Float[Array, "b t p {self.width}"]:
@@ -85,7 +85,7 @@ class CnnOut(nn.Module):
     geometry: Geometry
     cnn: CnnConfig
     dtype: jnp.dtype
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b f h w 3"]:
@@ -105,7 +105,7 @@ class CnnOut(nn.Module):
 
 
 def make_stem(
-    kind: str, width: int, geometry: Geometry, cnn: CnnConfig, dtype: jnp.dtype, remat: bool
+    kind: str, width: int, geometry: Geometry, cnn: CnnConfig, dtype: jnp.dtype, remat: str
 ) -> tuple[nn.Module, nn.Module]:
     """Both ends of a stem by name: pixels to features of `width`, features to pixels.
 

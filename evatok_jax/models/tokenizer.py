@@ -28,6 +28,7 @@ from evatok_jax.models.ragged import (
     take_firsts,
     take_slots,
 )
+from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
 from evatok_jax.models.stems import make_stem
 
@@ -54,7 +55,7 @@ class TokenizerConfig:
       dtype: compute type of the stacks; norms, softmax and codebook distances stay in fp32.
       attention: back end (`attention.BACKENDS`); "auto" takes what fits the device.
       unroll: layers of a scan that are unrolled (speed against compile time).
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what of a layer the backward pass computes again (`remat.POLICIES`).
     """
 
     geometry: Geometry
@@ -75,7 +76,7 @@ class TokenizerConfig:
     dtype: str = "float32"
     attention: str = "auto"
     unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         if self.position_init not in ("normal", "sincos"):
@@ -185,13 +186,13 @@ class QFormer(nn.Module):
     dtype: jnp.dtype
     qk_norm: bool = False
     unroll: int = 1
-    remat: bool = False
+    remat: str = "none"
     backend: str = "auto"
 
     @nn.compact
     def __call__(self, x, side: Side, cache: StepCache | None = None, tap: int = 0):
         """x after all layers and after layer `tap` (None for 0), and the cache."""
-        layer = nn.remat(QFormerLayer, prevent_cse=False) if self.remat else QFormerLayer
+        layer = rematerialised(nn.remat, QFormerLayer, self.remat, prevent_cse=False)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -269,24 +270,24 @@ class Tokenizer(nn.Module):
     def __call__(
         self, video: Float[Array, "b f h w 3"], lengths: Int[Array, "b t"], size: int
     ) -> tuple[Float[Array, "b f h w 3"], Quantized]:
-        """Reconstructs clips under an assignment, in rows of `size` 1D tokens."""
+        """Reconstructs clips under an assignment, each in a row of `size` 1D tokens."""
         quantized = self.quantizer(self.encode(video, lengths, size), layout(lengths, size))
         return self.decode(quantized.vectors, lengths), quantized
 
     def training_pass(
         self,
         video: Float[Array, "b f h w 3"],
-        lengths: Int[Array, "b t"],
-        size: int,
+        rows: Layout,
         keys: Key[Array, " b"],
         tap: int = 0,
     ) -> tuple[Float[Array, "b f h w 3"], Quantized, Float[Array, "b n d"] | None]:
         """As a call, but quantisers that sample do so, by one key a clip, and features come along.
 
         They are those of the 3D queries after decoder layer `tap`, counted from 1; None for 0.
+        Clips may share rows; each is treated as if it were alone.
         """
-        rows = layout(lengths, size)
-        quantized = self.quantizer(self.encode(video, lengths, size), rows, keys)
+        z, _ = self._encode(video, rows, 0, None)
+        quantized = self.quantizer(z, rows, keys)
         video, tapped, _ = self._decode(quantized.vectors, rows, 0, None, tap)
         return video, quantized, tapped
 
@@ -357,39 +358,41 @@ class Tokenizer(nn.Module):
         grid = features.reshape(b, t, *self.config.geometry.grid, -1)
         local = rows.replace(block=jnp.where(rows.valid, rows.block - first, 0))
         queries = self.query_in(take_slots(pyramid(grid), local))
-        positions = _blocks(self.encoder_patch_positions, first, t).reshape(t * p, -1)
-        flat = features.reshape(b, t * p, -1)
+        positions = _blocks(self.encoder_patch_positions, first, t).astype(features.dtype)
+        placed = features + positions
+        per_row = rows.clips * t * p
         side = Side(
             queries=rows.rows,
             positions=look_up(self.encoder_token_positions, rows).astype(queries.dtype),
-            references=block_rows(b, t, p, first),
-            reference_k=flat + positions.astype(flat.dtype),
-            reference_v=flat,
+            references=block_rows(b, t, p, first, rows.clips),
+            reference_k=placed.reshape(-1, per_row, placed.shape[-1]),
+            reference_v=features.reshape(-1, per_row, features.shape[-1]),
             query_count=rows.lengths.sum(axis=1),
-            reference_count=jnp.full(b, t * p, jnp.int32),
+            reference_count=jnp.full(b // rows.clips, per_row, jnp.int32),
         )
         x, _, cache = self.encoder(queries, side, cache)
         x = self.latent_mid(self.latent_norm(x))
         return self.latent_out(x.astype(jnp.float32)), cache
 
     def _decode(self, vectors, rows: Layout, first, cache, tap: int = 0):
-        b, t = rows.lengths.shape
-        p = self.config.geometry.block_patches
+        r, per_row = rows.lengths.shape
+        b, t, p = r * rows.clips, per_row // rows.clips, self.config.geometry.block_patches
         tokens = self.code_out(self.code_norm(self.code_in(vectors)))
         # The 3D queries of a block all start as its first token; positions tell them apart.
         queries = jnp.repeat(take_firsts(tokens, rows), p, axis=1)
-        positions = _blocks(self.decoder_patch_positions, first, t).reshape(1, t * p, -1)
+        positions = _blocks(self.decoder_patch_positions, first, t).astype(queries.dtype)
         places = look_up(self.decoder_token_positions, rows)
         side = Side(
-            queries=block_rows(b, t, p, first),
-            positions=positions.astype(queries.dtype),
+            queries=block_rows(b, t, p, first, rows.clips),
+            positions=jnp.tile(positions.reshape(1, t * p, -1), (1, rows.clips, 1)),
             references=rows.rows,
             reference_k=tokens + places.astype(tokens.dtype),
             reference_v=tokens,
-            query_count=jnp.full(b, t * p, jnp.int32),
+            query_count=jnp.full(r, per_row * p, jnp.int32),
             reference_count=rows.lengths.sum(axis=1),
         )
         x, tapped, cache = self.decoder(queries, side, cache, tap)
+        x, tapped = jax.tree.map(lambda x: x.reshape(b, t * p, -1), (x, tapped))
         return self.pixel_out(self.pixel_norm(x)), tapped, cache
 
 

@@ -10,6 +10,7 @@ from evatok_jax.models.attention import TRUNCATED, MultiHeadAttention
 from evatok_jax.models.dropout import drop, split_keys
 from evatok_jax.models.positions import patch_places, sincos
 from evatok_jax.models.ragged import block_rows
+from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import StackConfig
 
 NORMAL = nn.initializers.truncated_normal(0.02)
@@ -55,7 +56,7 @@ class ViT(nn.Module):
         discriminator has them, at the frequencies of `positions.sincos`; computed in the program,
         since a table would be a large constant of it).
       dtype: compute type; norms stay in fp32.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what of a layer the backward pass computes again (`remat.POLICIES`).
       attention: back end (`attention.BACKENDS`).
     """
 
@@ -64,7 +65,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     learned: bool = True
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     attention: str = "auto"
 
     @nn.compact
@@ -91,7 +92,7 @@ class ViT(nn.Module):
         if keys is not None:
             keys = split_keys(keys, 2 * stack.layers).reshape(stack.layers, 2, -1)
         layers = nn.scan(
-            nn.remat(ViTLayer, prevent_cse=False) if self.remat else ViTLayer,
+            rematerialised(nn.remat, ViTLayer, self.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),

@@ -19,6 +19,10 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from evatok_jax.models.attention import attend
+from evatok_jax.models.ragged import block_rows
+from evatok_jax.models.remat import rematerialised
+
 Params = Mapping[str, object]
 
 
@@ -136,7 +140,8 @@ def vit_features(
     config: VitConfig,
     taps: Sequence[int],
     dtype: DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> list[Float[Array, "b n d"]]:
     """Tokens at some depths, in the order of `taps`: `config.prefix` learned ones, then patches.
 
@@ -144,7 +149,8 @@ def vit_features(
       video: pixels as the network wants them (`preprocess`), [b, *config.clip, 3].
       taps: increasing; 0 is after the embedding, i after i layers, layers + 1 after the last norm.
       dtype: of the products; norms, softmax and the residual stream stay in fp32.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what of a layer the backward pass computes again (`models/remat.POLICIES`).
+      attention: back end (`models/attention.BACKENDS`).
 
     Raises ValueError for a clip of another size, or taps that are out of order.
     """
@@ -160,8 +166,9 @@ def vit_features(
     if config.prefix:
         prefix = jnp.broadcast_to(params["prefix"], (len(x), *params["prefix"].shape))
         x = jnp.concatenate([prefix, x], axis=1)
-    layer = partial(_layer, config=config, dtype=dtype)
-    layer = jax.checkpoint(layer) if remat else layer
+    rows = block_rows(len(x), 1, x.shape[1])
+    layer = partial(_layer, rows=rows, config=config, dtype=dtype, attention=attention)
+    layer = rematerialised(jax.checkpoint, layer, remat)
     features, done = [], 0
     for tap in taps:
         depth = min(tap, config.layers)
@@ -172,7 +179,7 @@ def vit_features(
     return features
 
 
-def _layer(p, x, config: VitConfig, dtype):
+def _layer(p, x, rows, config: VitConfig, dtype, attention: str):
     h = _norm(p["attention_norm"], x, config.eps)
     q, k, v = (
         rearrange(_dense(p[name], h, dtype), "b n (h d) -> b n h d", h=config.heads)
@@ -180,8 +187,7 @@ def _layer(p, x, config: VitConfig, dtype):
     )
     if config.rotary:
         q, k = (_rotated(x, config) for x in (q, k))
-    with jax.named_scope("attend"):
-        h = jax.nn.dot_product_attention(*(a.astype(dtype) for a in (q, k, v)))
+    h = attend(*(a.astype(dtype) for a in (q, k, v)), rows, rows, backend=attention)
     h = _dense(p["out"], rearrange(h, "b n h d -> b n (h d)"), dtype)
     x = x + (h * p["out_scale"] if config.scaled else h)
     h = _dense(p["mlp_in"], _norm(p["mlp_norm"], x, config.eps), dtype)

@@ -103,6 +103,7 @@ class Adversary:
             TAPS,
             dtype=jnp.dtype(self.config.dtype),
             remat=self.config.remat,
+            attention=self.config.attention,
         )
 
     def _logits(self, params, tracked, seen, learn: bool):

@@ -1,7 +1,7 @@
 """Stage 5: the autoregressive generator over length and visual tokens (EVATok sec. 3.4).
 
 It trains on a table of token ids (`configs/tokens.py` makes it), so the tokenizer runs once a
-clip.
+clip. Clips lie packed in rows, whole, and a batch is so many rows.
 """
 
 import jax
@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from evatok_jax.config import to_plain
-from evatok_jax.data.tables import read_table, table_batches
+from evatok_jax.data.plans import Packing, host_indices
+from evatok_jax.data.tables import read_table
 from evatok_jax.geometry import geometry
 from evatok_jax.losses.next_token import next_token_loss
 from evatok_jax.models.build import build_generator, build_tokenizer
-from evatok_jax.models.ragged import static_size
-from evatok_jax.models.sequence import to_sequence
+from evatok_jax.models.packed import pack, packed_lengths, row_positions
+from evatok_jax.models.sequence import LENGTH, PADDING, VISUAL
 from evatok_jax.stages.stage import BaseStage, row_spec, sample_keys
 from evatok_jax.storage.export import load_export
 
@@ -42,7 +43,8 @@ class GeneratorStage(BaseStage):
             "blocks": self.geometry.blocks,
         }
         self.model = build_generator(self.description)
-        self._table = None
+        self.capacity = config.row_positions or row_positions(self.model.config.positions)
+        self._table = self._plan = None
 
     def inputs(self):
         """The tokenizer whose tokens it learns; ValueError where none is named."""
@@ -78,42 +80,32 @@ class GeneratorStage(BaseStage):
             )
         return table
 
+    @property
+    def plan(self) -> Packing:
+        """Which clips of the table share a row."""
+        if self._plan is None:
+            self._plan = Packing(packed_lengths(self.table), self.capacity, self.config.seed)
+        return self._plan
+
     def batches(self, start):
-        return table_batches(
-            self.table,
-            self.config.batch_size,
-            self.config.seed,
-            start,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        grammar, processes = self.model.config.grammar, (jax.process_index(), jax.process_count())
+        for rows in host_indices(self.config.batch_size, start, *processes):
+            # Random numbers of a row come from its place in the endless stream.
+            key, window = np.divmod(rows, 2**32)[::-1]
+            names = {"key": key.astype(np.uint32), "window": window.astype(np.int32)}
+            yield {**pack(self.table, self.plan.take(rows), grammar), **names}
 
     def batch_spec(self):
-        rows, config = self.config.batch_size, self.model.config
-        codes = np.min_scalar_type(config.codebook_size)
-        shapes = {
-            "codes": jax.ShapeDtypeStruct((rows, self.geometry.max_length), codes),
-            "lengths": jax.ShapeDtypeStruct((rows, config.blocks), jnp.int32),
-        }
-        if config.given:
-            shapes["condition"] = jax.ShapeDtypeStruct((rows, config.given), codes)
-        return {**row_spec(rows), **shapes}
-
-    def static_sizes(self):
-        grammar, multiple = self.model.config.grammar, self.config.length_multiple
-        shortest = grammar.blocks * (1 + grammar.levels[0])
-        totals = range(shortest, grammar.longest + 1)
-        return tuple(sorted({static_size(n, multiple, grammar.longest) for n in totals}))
+        rows = self.config.batch_size
+        names = ("inputs", "targets", "kind", "segment", "position")
+        shapes = dict.fromkeys(names, jax.ShapeDtypeStruct((rows, self.capacity), jnp.int32))
+        own = row_spec(rows)
+        mean = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        return {**shapes, "key": own["key"], "window": own["window"], "mean_tokens": mean}
 
     def prepare(self, frozen, batch, rng):
-        """The static size of a batch follows its longest clip."""
-        grammar = self.model.config.grammar
-        longest = batch["lengths"].sum(axis=1).max() + grammar.blocks
-
-        def size():
-            return static_size(int(longest), self.config.length_multiple, grammar.longest)
-
-        return batch, size
+        """Tokens are counted over the whole batch, of which a step may see a part at a time."""
+        return {**batch, "mean_tokens": _mean_tokens(batch["kind"])}, tuple
 
     def init(self, rng, batch):
         ids = jnp.zeros((1, 8), jnp.int32)
@@ -122,29 +114,25 @@ class GeneratorStage(BaseStage):
         params = self.model.init(rng, jnp.zeros(1, jnp.int32), ids, None, condition)["params"]
         return {"generator": params}, {}
 
-    def _given(self, batch):
-        if not self.model.config.given:
-            return None
-        return batch["condition"].astype(jnp.int32)
-
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """Plain next-token cross-entropy, length tokens included."""
-        lengths = batch["lengths"].astype(jnp.int32)
-        ids, kind = to_sequence(
-            batch["codes"].astype(jnp.int32), lengths, self.model.config.grammar, static
-        )
+        kind, config = batch["kind"], self.model.config
         logits = self.model.apply(
             {"params": params["generator"]},
-            batch["label"].astype(jnp.int32),
-            ids,
+            batch["inputs"],
+            batch["segment"],
+            batch["position"],
             sample_keys(rng, batch),
-            self._given(batch),
+            method="packed",
         )
         with jax.named_scope("loss"):
-            loss, metrics = next_token_loss(logits, ids, kind)
+            total = batch["mean_tokens"].sum()
+            loss, metrics = next_token_loss(logits, batch["targets"], kind, total)
+        clips = jnp.sum(kind == LENGTH) / config.blocks
         metrics |= {
-            "tokens": lengths.sum(axis=1).mean(dtype=jnp.float32),
-            "padding": jnp.mean(kind < 0, dtype=jnp.float32),
+            "clips": self.config.accumulate * clips,
+            "tokens": jnp.sum(kind == VISUAL) / clips,
+            "padding": jnp.mean(batch["segment"] < 0, dtype=jnp.float32),
         }
         return {"generator": loss}, state, metrics
 
@@ -153,3 +141,9 @@ class GeneratorStage(BaseStage):
         description = {"generator": self.description, **self.tokenizer.config}
         tree = {"generator": params["generator"], **self.tokenizer.params}
         return "generator", description, tree, {}
+
+
+@jax.jit
+def _mean_tokens(kind):
+    """Tokens to be predicted, of a row in the mean; for every row."""
+    return jnp.full(len(kind), jnp.mean(jnp.sum(kind != PADDING, axis=1), dtype=jnp.float32))

@@ -4,18 +4,20 @@ The three differ only in who decides the lengths: `config.lengths.rule` is "rand
 "fixed" (EVATok sec. 3.2.1 and 3.3).
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from evatok_jax import sharding
 from evatok_jax.allocation.assignments import fixed_lengths, random_lengths
 from evatok_jax.config import to_plain
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.build import build_router, build_tokenizer, describe_geometry
 from evatok_jax.models.dropout import split_keys
-from evatok_jax.models.ragged import check_lengths, layout, static_size
+from evatok_jax.models.ragged import check_lengths, deal, layout, static_size
 from evatok_jax.models.router import route
 from evatok_jax.pixels import to_model
 from evatok_jax.pretrained.lpips import load_lpips, lpips_spec
@@ -74,7 +76,7 @@ class TokenizerStage(BaseStage):
             self._lengths = self._routed
         else:
             raise ValueError(f"unknown lengths.rule {rule!r}: random, fixed or router")
-        self._lengths = jax.jit(partial(_with_longest, self._lengths))
+        self._arrange = jax.jit(self._arranged, static_argnums=3)
 
     def _check_groups(self):
         groups = {"tokenizer"}
@@ -118,26 +120,52 @@ class TokenizerStage(BaseStage):
         logits = self._router.apply({"params": frozen["router"]}, to_model(batch["video"]))
         return route(logits, self.geometry)
 
+    # ---- and how clips share rows --------------------------------------------------------------
+
+    def _clips_of_row(self) -> int:
+        """Clips whose tokens share a row: of those that a device works on at once, a divisor."""
+        clips, devices = self.config.batch_size // self.config.accumulate, sharding.ways()
+        return math.gcd(self.config.lengths.row, clips if clips % devices else clips // devices)
+
+    def _arranged(self, frozen, batch, rng, clips):
+        """The batch with its lengths, dealt to rows of `clips`, and the tokens of the fullest."""
+        lengths = self._lengths(frozen, batch, rng)
+        tokens, parts = lengths.sum(axis=1), self.config.accumulate
+        mean = jnp.full(tokens.shape, tokens.mean(dtype=jnp.float32))
+        batch = {**batch, "lengths": lengths, "mean_tokens": mean}
+        rows = len(tokens) // clips
+        if 1 < rows < len(tokens):
+            order = deal(tokens, rows)
+            # The loop cuts a batch into every k-th clip; a row must be of one such part.
+            order = order.reshape(-1, parts, clips).swapaxes(1, 2).ravel()
+            batch = sharding.cut(jax.tree.map(lambda x: x[order], batch))
+        held = batch["lengths"].sum(axis=1).reshape(-1, clips, parts).sum(axis=1)
+        return batch, held.max()
+
     def batch_spec(self):
-        lengths = (self.config.batch_size, self.geometry.blocks)
-        return {**self.clip_spec(), "lengths": jax.ShapeDtypeStruct(lengths, jnp.int32)}
+        shape, floats = (self.config.batch_size, self.geometry.blocks), jnp.float32
+        lengths = jax.ShapeDtypeStruct(shape, jnp.int32)
+        mean = jax.ShapeDtypeStruct(shape[:1], floats)
+        return {**self.clip_spec(), "lengths": lengths, "mean_tokens": mean}
 
     def static_sizes(self):
         g, lengths = self.geometry, self.config.lengths
-        totals = range(g.blocks * g.levels[0], g.max_length + 1)
+        clips = self._clips_of_row()
+        totals = range(clips * g.blocks * g.levels[0], clips * g.max_length + 1)
         if lengths.rule == "fixed":
-            totals = [sum(lengths.fixed)]
-        sizes = {static_size(total, lengths.multiple, g.max_length) for total in totals}
-        return tuple(sorted(sizes))
+            totals = [clips * sum(lengths.fixed)]
+        return tuple(sorted(set(map(self._size, totals))))
+
+    def _size(self, fullest: int) -> int:
+        clips = self._clips_of_row()
+        return static_size(
+            fullest, clips * self.config.lengths.multiple, clips * self.geometry.max_length
+        )
 
     def prepare(self, frozen, batch, rng):
         """Decides the lengths ahead of the step, for its static size depends on them."""
-        lengths, longest = self._lengths(frozen, batch, rng)
-
-        def size():
-            return static_size(int(longest), self.config.lengths.multiple, self.geometry.max_length)
-
-        return {**batch, "lengths": lengths}, size
+        batch, fullest = self._arrange(frozen, batch, rng, self._clips_of_row())
+        return batch, lambda: self._size(int(fullest))
 
     # ---- what is learnt ------------------------------------------------------------------------
 
@@ -196,11 +224,12 @@ class TokenizerStage(BaseStage):
         video, keys = to_model(batch["video"]), sample_keys(rng, batch)
         keys = split_keys(keys, 5)
         with jax.named_scope("autoencoder"):
+            rows = layout(batch["lengths"], static, clips=self._clips_of_row())
+            rows = rows.replace(total=batch["mean_tokens"].sum())
             fake, q, features = self.model.apply(
                 {"params": params["tokenizer"]},
                 video,
-                batch["lengths"],
-                static,
+                rows,
                 keys[0],
                 tap=self.config.alignment.layer if self.aligner else 0,
                 method="training_pass",
@@ -239,14 +268,13 @@ class TokenizerStage(BaseStage):
                 )
             state, metrics = {**state, "adversary": memory}, metrics | more
         if self.codebook:
-            rows = layout(batch["lengths"], static)
             health, more = self.codebook.observe(state["codebook"], q, rows, rng)
             state, metrics = {**state, "codebook": health}, metrics | more
         usage = q.usage / jnp.maximum(q.usage.sum(), 1.0)
         metrics |= {
             "psnr": -10.0 * jnp.log10(jnp.mean((fake - video) ** 2, axis=(1, 2, 3, 4))).mean(),
             "tokens": batch["lengths"].sum(axis=1).mean(dtype=jnp.float32),
-            "padding": 1.0 - batch["lengths"].sum() / (len(video) * static),
+            "padding": 1.0 - jnp.mean(rows.valid, dtype=jnp.float32),
             "code_perplexity": jnp.exp(-jnp.sum(usage * jnp.log(usage + 1e-10))),
             "code_usage": jnp.mean(q.usage > 0, dtype=jnp.float32),
         }
@@ -297,12 +325,6 @@ class TokenizerStage(BaseStage):
             description["router"] = self._router_export.config["router"]
             tree["router"] = self._router_export.params["router"]
         return "tokenizer", description, tree, {}
-
-
-def _with_longest(rule, *args):
-    """Lengths, and the tokens of the longest clip: all that the host must wait for."""
-    lengths = rule(*args)
-    return lengths, lengths.sum(axis=1).max()
 
 
 def _keys_like_queries(params):

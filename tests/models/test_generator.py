@@ -133,10 +133,11 @@ def test_unrolled_and_rematerialised_layers_change_nothing(params, batch):
 
     value = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     want, gradient = value(params, TINY)
-    got, other = value(params, replace(TINY, unroll=2, remat=True))
-    np.testing.assert_allclose(got, want, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+    for remat in ("layer", "dots"):
+        got, other = value(params, replace(TINY, unroll=2, remat=remat))
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
 
 
 def test_dropout_belongs_to_a_sample_not_to_its_place(params, batch):

@@ -143,7 +143,7 @@ def test_remat_changes_nothing(made):
             "size": "tiny",
             "codebook_size": 64,
             "qk_norm": True,
-            "remat": True,
+            "remat": "dots",
             "unroll": 2,
         }
     )

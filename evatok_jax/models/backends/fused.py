@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from evatok_jax.models.backends import blocked, pallas
+from evatok_jax.models.remat import attention_result
 from evatok_jax.models.rows import Rows
 from evatok_jax.sharding import per_device
 
@@ -39,7 +40,7 @@ def _attend(kind, q, k, v, *ids):
 
 
 def _forward(kind, q, k, v, *ids):
-    out, log_total = _run(kind, "forward", q, k, v, *ids)
+    out, log_total = map(attention_result, _run(kind, "forward", q, k, v, *ids))
     return out, (q, k, v, ids, out, log_total)
 
 

@@ -249,7 +249,9 @@ class Generator(nn.Module):
             shape = inputs.shape[1:]
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, config.class_dropout, shape))
             unlabelled = (inputs >= config.grammar.vocab) & dropped(class_keys)
-            inputs = jnp.where(unlabelled, config.class_token(config.num_classes), inputs)
+            inputs = jnp.where(
+                unlabelled, config.class_token(jnp.int32(config.num_classes)), inputs
+            )
         x = drop(self.embed(inputs, position), config.token_dropout, token_keys)
         x, _ = self.layers(x, Rows(segment, position), layer_keys)
         return x

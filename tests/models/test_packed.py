@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from evatok_jax.data.plans import Packing
-from evatok_jax.models.attention import Rows, visible
 from evatok_jax.models.packed import pack, packed_lengths
+from evatok_jax.models.rows import Rows, visible
 from evatok_jax.models.sequence import PADDING, Grammar, to_sequence
 
 GRAMMAR = Grammar(codebook_size=50, levels=(2, 4, 8), blocks=3)

@@ -38,6 +38,7 @@ def batch():
     return {
         "video": jnp.asarray(rng.integers(0, 256, (2, *G.clip_shape)), jnp.uint8),
         "lengths": jnp.full((2, G.blocks), LEVEL, jnp.int32),
+        "mean_tokens": jnp.full(2, G.blocks * LEVEL, jnp.float32),
         "key": jnp.arange(2),
         "window": jnp.zeros(2, jnp.int32),
     }

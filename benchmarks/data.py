@@ -38,6 +38,7 @@ CONTENDERS = {  # name: what runs, with how many workers, as how many processes,
     "torchcodec": ("torchcodec", 0, 1, "bare"),
     "decord": ("decord", 0, 1, "bare"),
 }
+SETTLE = 0.5  # seconds between two looks whether a contender still works
 READ_AHEAD = 10  # batches: more than a pipeline has ready when its turn begins
 JUDGED = {"pipeline, 1 worker": 0.9, "pipeline, 2 workers": 0.85}
 
@@ -166,6 +167,13 @@ class Contender:
         self.absent = self.children[0].absent
         self.rates, self.cpu, self.memory = [], [], 0
 
+    def settle(self) -> None:
+        """Waits until its processes are idle."""
+        before, now = -1.0, self.processor_seconds()
+        while now - before > 0.02:
+            time.sleep(SETTLE)
+            before, now = now, self.processor_seconds()
+
     def turn(self, batches: int, windows: list) -> list:
         """One timed turn: these windows, or for a pipeline the next ones; returns which."""
         if self.kind == "pipeline":
@@ -240,6 +248,7 @@ def play(args) -> dict:
         windows = []
         for contender in playing.values():  # the first says which windows; rivals are neighbours
             windows = contender.turn(batches, windows)
+            contender.settle()  # pipelines read ahead, and must not do so in another one's turn
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     first = playing["pipeline, 1 worker"].children[0]
     resume = {step: first.ask({"resume": step})["seconds"] for step in (0, 10_000, 10_000_000)}

@@ -13,4 +13,5 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check .
 ruff format --check .
 # Compilation is most of the work and takes one core: each file's tests go to one of some processes.
-python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "${select[@]}" "$@"
+python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+    "${select[@]}" "$@"

@@ -5,10 +5,12 @@ caller waits no longer than the limit, whatever happens. A thread that is stuck 
 is then left alone: it goes on until the process ends, for there is no way to stop it.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from io import BytesIO
+from queue import SimpleQueue
 
 from evatok_jax.data.container import BadVideo
 
@@ -42,20 +44,48 @@ class TimedFile(BytesIO):
         return b"" if self._deadline.passed else super().read(size)
 
 
+class _Thread:
+    """A thread for one call after another: a new one for each would start with no memory at hand.
+
+    A daemon: a call that never returns must not keep the process alive.
+    """
+
+    def __init__(self):
+        self._calls = SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def start(self, call: Callable[[], None]) -> None:
+        """Has the thread make a call."""
+        self._calls.put(call)
+
+    def _run(self):
+        while True:
+            self._calls.get()()
+
+
+_idle: list[_Thread] = []
+os.register_at_fork(after_in_child=_idle.clear)
+
+
 class Call:
-    """A call in a thread of its own, for which one can stop waiting."""
+    """A call in another thread, for which one can stop waiting."""
 
     def __init__(self, function: Callable, *args):
         self._returned, self._raised, self._done = None, None, threading.Event()
-        # A daemon: a call that never returns must not keep the process alive.
-        threading.Thread(target=self._run, args=(function, args), daemon=True).start()
-
-    def _run(self, function, args):
         try:
-            self._returned = function(*args)
-        except BaseException as error:
-            self._raised = error
-        self._done.set()
+            thread = _idle.pop()
+        except IndexError:
+            thread = _Thread()
+
+        def run():
+            try:
+                self._returned = function(*args)
+            except BaseException as error:
+                self._raised = error
+            _idle.append(thread)  # first: who waits may at once have another call
+            self._done.set()
+
+        thread.start(run)
 
     def wait(self, seconds: float) -> bool:
         """Waits for at most so long; whether the call has ended."""

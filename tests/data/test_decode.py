@@ -181,6 +181,8 @@ def test_pictures_come_upright(tmp_path, videos, rotation, turn):
     clip = window(data, run(20, 5), *stored, found.keyframes)
     expected = turn(window(plain, run(20, 5), 16, 24, found.keyframes))
     np.testing.assert_array_equal(clip, expected)
+    seen_in_a_mirror = window(data, run(20, 5), *stored, found.keyframes, flip=True)
+    np.testing.assert_array_equal(seen_in_a_mirror, clip[:, :, ::-1])
     halved = shown[20:25].reshape(5, stored[0], 2, stored[1], 2, 3).mean((2, 4))
     assert np.abs(clip - halved).mean() < 8
 

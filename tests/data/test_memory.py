@@ -28,6 +28,7 @@ def noise(path, seconds, rate=1, height=1080, width=1920):
             out.mux(track.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         out.mux(track.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
+    group.seek(0)
     with av.open(group) as source, av.open(str(path), "w") as out:
         track = source.streams.video[0]
         packets = [(bytes(p), p.is_keyframe, p.duration) for p in source.demux(track) if p.size]
@@ -55,8 +56,8 @@ most = {}
 
 def watch():
     while True:
-        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        for pid in children:
+        tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")  # a thread may start them
+        for pid in " ".join(map(Path.read_text, tasks)).split():
             try:
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
             except OSError:

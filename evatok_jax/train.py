@@ -235,7 +235,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     def complete(batch, step):
         """The batch on the devices with what the stage adds to it, and a call for its sizes."""
         batch = sharding.put_batch(batch, mesh)
-        return stage.prepare(frozen, batch, jax.random.fold_in(rng, step))
+        batch, sizes = stage.prepare(frozen, batch, jax.random.fold_in(rng, step))
+        return jax.device_put(batch, sharding.batch_sharding(mesh)), sizes
 
     with jax.set_mesh(mesh):
         example, _ = complete(next(iter(stage.batches(0))), 0)
@@ -263,6 +264,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
                 state, metrics = steps(step, key)(state, frozen, batch, rng)
             newest |= metrics
             report(pending, writer, bar, config, began)
+            metrics = metrics | {"compiled_steps": len(steps)}
             pending = (step, metrics) if step % run.log_every == 0 or step == run.steps else None
             bar.update()
             stopping = interrupt(step)

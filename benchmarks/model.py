@@ -1,4 +1,4 @@
-"""What the S-B tokenizer and its router cost on this device, beside what their operations must cost.
+"""What the S-B tokenizer and its router cost on this device, beside what they must.
 
     python benchmarks/model.py [--backend auto] [--train]
 

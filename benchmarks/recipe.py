@@ -22,6 +22,7 @@ from evatok_jax.config import load_config
 from evatok_jax.flops import flops_by_scope
 from evatok_jax.losses.perceptual import frame_lpips
 from evatok_jax.models.dropout import split_keys
+from evatok_jax.models.ragged import layout
 from evatok_jax.pixels import to_model
 from evatok_jax.stages.stage import load_stage, sample_keys
 from evatok_jax.stages.tokenizer import TokenizerStage
@@ -62,10 +63,11 @@ def parts(stage: TokenizerStage, params, state, frozen, batch, static):
     width = stage.model.config.decoder.width
     features = jnp.ones((len(video), stage.geometry.blocks * stage.geometry.block_patches, width))
     judge, memory = params["discriminator"], state["adversary"]
+    rows = layout(batch["lengths"], static)
 
     def autoencoder(params, video):
         fake, q, _ = stage.model.apply(
-            {"params": params}, video, batch["lengths"], static, keys[0], method="training_pass"
+            {"params": params}, video, rows, keys[0], method="training_pass"
         )
         return jnp.abs(fake - video).mean() + sum(q.losses.values())
 
@@ -138,6 +140,7 @@ def main() -> None:
     if args.time:
         frozen, batch = filled(frozen, 1), filled(batch, 2)
         batch["lengths"] = jnp.full_like(batch["lengths"], stage.config.lengths.fixed[0])
+        batch["mean_tokens"] = jnp.full_like(batch["mean_tokens"], static)
         fresh = jax.jit(lambda b: train.init_state(stage, optimizers, rng, b))(batch)
         alone = parts(stage, fresh.params, fresh.state, frozen, batch, static)
         for name, (function, own) in alone.items():

@@ -141,13 +141,7 @@ def test_no_step_holds_a_large_constant(name):
     """At full size, position tables included: weights and tables are arguments or computed."""
     stage = load_stage(load_config(f"configs/{name}.py:batch=1"))
     optimizers, rng = stage.optimizers(10), jax.random.key(0)
-    paper = geometry("paper128")
-    batch = {
-        "video": jax.ShapeDtypeStruct((1, *paper.clip_shape), jnp.uint8),
-        "lengths": jax.ShapeDtypeStruct((1, paper.blocks), jnp.int32),
-        "key": jax.ShapeDtypeStruct((1,), jnp.uint32),
-        "window": jax.ShapeDtypeStruct((1,), jnp.uint32),
-    }
+    batch = stage.batch_spec()
     state = jax.eval_shape(lambda b: training.init_state(stage, optimizers, rng, b), batch)
     step = training.make_step(stage, optimizers, GROUPS, 1024)
     text = jax.jit(step).lower(state, stage.frozen_spec(), batch, rng).as_text()

@@ -35,7 +35,7 @@ class Traced:
 
     Attributes:
       program: what `jax.jit` traced.
-      batch: rows or clips of all chips.
+      batch: rows or clips of a chip.
       learning: the groups that learn; static: the static size, if the step has one.
       flops: operations of a chip by part: of the model, and with what checkpoints recompute.
       ideal_ms: what a chip needs at least, where it is not the model's operations at peak.
@@ -95,9 +95,13 @@ def check(
         if number is not None and number < 1:
             raise ValueError(f"{name} {number}: it must be 1 or more")
     devices, chip = tpu.describe(topology)
-    mesh = sharding.make_mesh(config.run.mesh.data, config.run.mesh.fsdp, devices)
-    stage = load_stage(config)
+    split, stage = config.run.mesh, load_stage(config)
     names = (*stage.SCOPES, *stage.INNER, OPTIMISER)
+    if sample:  # by each chip for itself: one stands for all
+        mesh, shape = sharding.make_mesh(1, 1, devices[:1]), {"data": len(devices), "fsdp": 1}
+    else:
+        mesh = sharding.make_mesh(split.data, split.fsdp, devices)
+        shape = dict(mesh.shape)
     with jax.set_mesh(mesh):  # the stage asks it among how many chips its batch is cut
         if sample:
             traced = trace_sampling(stage, mesh, batch or CLIPS, chip, names)
@@ -116,8 +120,8 @@ def check(
         "config": config.name,
         "topology": topology,
         "chips": len(devices),
-        "mesh": dict(mesh.shape),
-        "global_batch": traced.batch,
+        "mesh": shape,
+        "global_batch": traced.batch * len(devices),
         "step": "sampling" if sample else "training",
         "learning": list(traced.learning),
         "static_size": traced.static,
@@ -150,48 +154,49 @@ def trace_training(stage: Stage, mesh, step: int | None, size: int | None, names
         "counted": count_flops(jaxpr, names),
     }
     flops = {kind: _times(counts, 1 / chips) for kind, counts in flops.items()}
-    return Traced(traced, config.batch_size, learning, static or None, flops, None)
+    return Traced(traced, config.batch_size // chips, learning, static or None, flops, None)
 
 
 # ---- sampling ----------------------------------------------------------------------------------
 
 
 def trace_sampling(stage: Stage, mesh, clips: int, chip: tpu.Chip, names) -> Traced:
-    """The sampling of `clips` sequences by each chip, which holds all parameters.
+    """The sampling of `clips` sequences by one chip, which holds all parameters.
 
-    So does `api.Generator`, and a program for one chip has no collectives to wait for. With given
-    frames nothing is guided; otherwise every sequence is written twice, with its class and without.
+    So `api.Generator` works: chips share nothing, and no collective makes one wait for another.
+    With given frames nothing is guided; otherwise every sequence is written with its class and
+    without.
+
+    Args:
+      mesh: of that chip.
     """
     if not isinstance(stage, GeneratorStage):
         raise ValueError(f"config {stage.config.name!r} trains no generator: it samples nothing")
-    config, rows = stage.model.config, clips * mesh.size
-    split = sharding.batch_sharding(mesh)
+    config, whole = stage.model.config, sharding.replicated(mesh)
 
     def spec(kind, *shape):
-        return jax.ShapeDtypeStruct((rows, *shape), kind, sharding=split)
+        return jax.ShapeDtypeStruct((clips, *shape), kind, sharding=whole)
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
     params = abstract_params(stage)["generator"]
     how = engine.options(guidance=1.0 if config.given else GUIDANCE)
     traced = engine.sample_ids.trace(
         stage.model,
-        sharding.placed(params, sharding.replicated(mesh)),
+        sharding.placed(params, whole),
         spec(jnp.int32),
-        sharding.placed(keys, split),
+        sharding.placed(keys, whole),
         how,
         None,
         engine.growing(config.grammar.longest),
         spec(jnp.int32, config.given) if config.given else None,
     )
-    flops, seconds = _decoding(stage.model, params, rows * (1 + how.guided), mesh.size, chip, names)
+    flops, seconds = _decoding(stage.model, params, clips * (1 + how.guided), chip, names)
     counts = {"model": flops, "counted": flops}
-    return Traced(traced, rows, (), None, counts, 1e3 * seconds)
+    return Traced(traced, clips, (), None, counts, 1e3 * seconds)
 
 
-def _decoding(
-    model: Generator, params, rows: int, chips: int, chip: tpu.Chip, names
-) -> tuple[Counter, float]:
-    """A chip's operations by part, and the seconds it needs at least, for the longest sequences.
+def _decoding(model: Generator, params, rows: int, chip: tpu.Chip, names) -> tuple[Counter, float]:
+    """Operations by part, and the seconds that a chip needs at least, for the longest sequences.
 
     Each turn feeds one token; it takes its operations at peak, or, if that is longer, the reading
     of the layers, the head and what is in the caches, in the type of computation.
@@ -204,19 +209,17 @@ def _decoding(
         passes.append((capacity - done, 1, config.given + (done + capacity) // 2))
         done = capacity
 
-    def step(params, caches, ids, alive):
-        arguments = unstack_layers(params), caches, ids, jnp.zeros_like(ids), alive
-        return model.apply({"params": arguments[0]}, *arguments[1:], method=Generator.decode_step)
+    def step(params, tokens, seen):
+        variables, ids = {"params": unstack_layers(params)}, jnp.zeros((rows, tokens), jnp.int32)
+        caches, alive = empty_caches(config, rows, seen), jnp.ones(rows, bool)
+        return model.apply(variables, caches, ids, ids, alive, method=Generator.decode_step)[0]
 
     flops, seconds = Counter(), 0.0
     for turns, tokens, seen in passes:
-        caches = jax.eval_shape(lambda n=seen: empty_caches(config, rows, n))
-        ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
-        alive = jax.ShapeDtypeStruct((rows,), bool)
-        jaxpr = jax.make_jaxpr(step)(params, caches, ids, alive).jaxpr
-        counts = _times(count_flops(jaxpr, names), 1 / chips)
-        held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
-        moved = weights + held / chips
+        jaxpr = jax.make_jaxpr(step, static_argnums=(1, 2))(params, tokens, seen).jaxpr
+        counts = count_flops(jaxpr, names)
+        caches = jax.eval_shape(lambda n=seen: jax.tree.leaves(empty_caches(config, rows, n)))
+        moved = weights + sum(x.size * x.dtype.itemsize for x in caches)
         seconds += turns * max(counts.total() / chip.flops, moved / chip.bandwidth)
         flops.update(_times(counts, turns))
     return flops, seconds

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from evatok_jax import compile_report, engine, sharding, tpu
 from evatok_jax.costs import Program
-from evatok_jax.describe import abstract_params
 from evatok_jax.flops import count_flops
 from evatok_jax.models.generator import Generator, empty_caches, unstack_layers
 from evatok_jax.stages.generator import GeneratorStage
@@ -177,8 +176,10 @@ def trace_sampling(stage: Stage, mesh, clips: int, chip: tpu.Chip, names) -> Tra
     def spec(kind, *shape):
         return jax.ShapeDtypeStruct((clips, *shape), kind, sharding=whole)
 
+    # Nothing may run here, not even the making of a key: there is no such device.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
-    params = abstract_params(stage)["generator"]
+    groups, _ = jax.eval_shape(lambda x: stage.init(jax.random.key(0), x), stage.batch_spec())
+    params = groups["generator"]
     how = engine.options(guidance=1.0 if config.given else GUIDANCE)
     traced = engine.sample_ids.trace(
         stage.model,

@@ -12,7 +12,10 @@ from evatok_jax.hlo import size_of
 
 # Compiled for v5e:2x2 by libtpu 0.0.42, and shortened: x [4096, 4096] by w, bf16, both in quarters
 # or halves, seven times in a scan in the scopes "loop" and "inner", then the sum of all.
-RECORDED = Path(__file__).parent / "fixtures" / "scan_v5e.hlo"
+FIXTURES = Path(__file__).parent / "fixtures"
+RECORDED = FIXTURES / "scan_v5e.hlo"
+# The same of a sum over four chips, f32 [1024, 4096] on each, that they keep in quarters.
+SCATTERED = FIXTURES / "reduce_scatter_v5e.hlo"
 V5E = tpu.CHIPS["v5e"]
 
 
@@ -210,22 +213,13 @@ def test_a_started_collective_counts_once_at_its_size():
 
 
 def test_a_reduce_scatter_sends_half_of_an_all_reduce():
-    """libtpu prints it as a fusion without an estimate, of which only that is reported."""
-    before = (
-        "%add (p: f32[], q: f32[]) -> f32[] {\n  %p = f32[] parameter(0)\n"
-        "  %q = f32[] parameter(1)\n  ROOT %t = f32[] add(%p, %q)\n}\n"
-        "%all-reduce-scatter.3 (input: f32[8]) -> f32[1] {\n  %input = f32[8]{0} parameter(0)\n"
-        "  %whole = f32[8]{0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}},"
-        " use_global_device_ids=true, to_apply=%add\n  %place = s32[] constant(0)\n"
-        "  ROOT %own = f32[1]{0} dynamic-slice(%whole, %place), dynamic_slice_sizes={1}\n}\n"
-    )
-    line = (
-        "  ROOT %fusion.3 = f32[1]{0:T(8)} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3, "
-        'metadata={op_name="jit(f)/part/reduce_scatter"}'
-    )
-    (work,) = wrapped(line, before).work(cost)
-    assert (work.kind, work.name, work.bytes, work.sent) == ("collective", "reduce-scatter", 32, 28)
-    assert work.scope == "jit(f)/part/reduce_scatter"
+    """libtpu prints it as a fusion, which has no estimate but is not listed as without one."""
+    summed, scattered = Program(SCATTERED.read_text()).work(cost)
+    assert (summed.kind, summed.cycles) == ("compiled", 44557)
+    assert (scattered.kind, scattered.name) == ("collective", "reduce-scatter")
+    whole = 4 * 1024 * 4096
+    assert (scattered.bytes, scattered.sent) == (whole, whole * 3 / 4)
+    assert scattered.scope == "jit(f)/reduce_sum"
 
 
 def test_what_runs_beside_counts_once():

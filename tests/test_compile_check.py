@@ -315,16 +315,19 @@ def compiled(function, *shapes, specs, topology="v5e:2x2", fsdp=2):
 
 @pytest.mark.all
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1"])
-def test_large_products_are_estimated_near_the_peak(topology):
-    """A product of 8192 x 8192 matrices on every chip: within 10 % of the data sheet's peak."""
+@pytest.mark.parametrize(
+    ("topology", "most"),
+    [("v5e:2x2", 1.2), ("v5p:2x2x1", 1.2), ("v6e:2x2", 1.5), ("v4:2x2x1", 1.2)],
+)
+def test_large_products_are_estimated_near_the_peak(topology, most):
+    """A product of 8192 x 8192 matrices on every chip: in multiples of its time at peak."""
     n, count = 8192, np.prod([int(side) for side in topology.partition(":")[2].split("x")])
     whole = compiled(
         lambda x, w: x @ w, (count * n, n), (n, n), specs=(P(sharding.AXES), P()), topology=topology
     )
     seconds = sum(seconds for one, seconds in whole if one.kind == "compiled")
     kind = topology.partition(":")[0]
-    assert seconds == pytest.approx(2 * n**3 / tpu.CHIPS[kind].flops, rel=0.1)
+    assert 1 <= seconds * tpu.CHIPS[kind].flops / (2 * n**3) < most
 
 
 @pytest.mark.all
@@ -345,8 +348,8 @@ def test_a_scan_costs_its_turns_and_gathers_in_each():
 
 @pytest.mark.all
 @needs_libtpu
-def test_steps_of_small_configs_compile_for_a_slice():
-    """The recipe on a mesh that splits parameters, and a generator's sampling."""
+def test_the_recipes_step_compiles_for_a_slice():
+    """Of a small config, on a mesh that splits parameters."""
     config = load_config("configs/webvid_uniform.py:runlocal,batch=8")
     config.run.mesh.fsdp = 2
     report = check(config, "v5e:2x4")
@@ -356,7 +359,14 @@ def test_steps_of_small_configs_compile_for_a_slice():
     assert {"autoencoder/encoder/attend", "autoencoder/decoder"} <= set(report["parts"])
     assert report["learning"] == ["tokenizer", "discriminator", "alignment"]
     assert "all-reduce" in report["collectives"]
+
+
+@pytest.mark.all
+@needs_libtpu
+def test_sampling_compiles_for_a_slice():
+    """Every chip for itself; loops of loops turn as often as the longest sequence wants."""
     report = check(load_config(TINY), "v5e:2x4", sample=True, batch=2)
+    assert report["notes"] == ["a loop that may end early counts to its bound"]
     assert report["global_batch"] == 16 and report["time_ms"]["compiled"] > 0
     assert not report["collectives"] and {"attend", "ffn", "logits"} <= set(report["parts"])
 

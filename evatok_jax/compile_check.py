@@ -181,14 +181,17 @@ def trace_sampling(stage: Stage, mesh, clips: int, chip: tpu.Chip, names) -> Tra
     groups, _ = jax.eval_shape(lambda x: stage.init(jax.random.key(0), x), stage.batch_spec())
     params = groups["generator"]
     how = engine.options(guidance=1.0 if config.given else GUIDANCE)
-    traced = engine.sample_ids.trace(
-        stage.model,
+    capacities = engine.growing(config.grammar.longest)
+
+    def sampled(params, classes, keys, given):
+        return engine.sample_ids(
+            stage.model, params, classes, keys, how, None, capacities, condition=given
+        )
+
+    traced = jax.jit(sampled).trace(
         sharding.placed(params, whole),
         spec(jnp.int32),
         sharding.placed(keys, whole),
-        how,
-        None,
-        engine.growing(config.grammar.longest),
         spec(jnp.int32, config.given) if config.given else None,
     )
     flops, seconds = _decoding(stage.model, params, clips * (1 + how.guided), chip, names)

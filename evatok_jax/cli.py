@@ -106,15 +106,31 @@ def compile_check(args) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # what this machine has is of no interest
-    from evatok_jax.compile_check import DoesNotFit, check, render
+    from evatok_jax.compile_check import DoesNotFit, check
+    from evatok_jax.compile_report import render
     from evatok_jax.config import load_config, override
 
     config = load_config(args.config)
     override(config, args.set)
     try:
-        found = check(config, args.topology, sample=args.sample, step=args.step, size=args.size)
+        found = check(
+            config,
+            args.topology,
+            step=args.step,
+            size=args.size,
+            sample=args.sample,
+            batch=args.batch,
+        )
     except DoesNotFit as error:
-        keep(args.json, {"config": config.name, "fits": False, "error": str(error)})
+        failure = {
+            "config": config.name,
+            "topology": error.topology,
+            "fits": False,
+            "needed_bytes": error.needed_bytes,
+            "usable_bytes": error.usable_bytes,
+            "error": str(error),
+        }
+        keep(args.json, failure)
         print(f"evatok compile-check: {error}", file=sys.stderr)
         sys.exit(1)
     if args.json != "-":
@@ -282,10 +298,14 @@ def parser() -> argparse.ArgumentParser:
         ("--config", dict(required=True, help="configs/X.py:args")),
         ("--topology", dict(default="v5e:8x8", help="of v4, v5e, v5p or v6e chips")),
         ("--set", dict(action="append", default=[], help="section.key=value, on top")),
-        ("--sample", dict(action="store_true", help="a generator's sampling step")),
-        ("--step", dict(type=int, default=0, help="number (default: one in which all learn)")),
+        ("--step", dict(type=int, help="number (default: one in which all learn)")),
         ("--size", dict(type=int, help="static size of the batch (default: the largest)")),
-        ("--json", dict(default="", help="write the report to a file; - prints it instead")),
+        ("--sample", dict(action="store_true", help="a generator's sampling step")),
+        ("--batch", dict(type=int, help="clips that a chip samples at once (default: 16)")),
+        (
+            "--json",
+            dict(nargs="?", default="", const="-", help="the report as JSON, printed or to a file"),
+        ),
     )
     data = commands.add_parser("data", help="data sets").add_subparsers(
         dest="action", required=True

@@ -9,153 +9,284 @@ import importlib.metadata
 import importlib.util
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from evatok_jax import engine, sharding, tpu
-from evatok_jax.describe import abstract_params
-from evatok_jax.flops import count_flops, scope_path
-from evatok_jax.hlo import Program, Work
+from evatok_jax import compile_report, engine, sharding, tpu
+from evatok_jax.costs import Program
+from evatok_jax.flops import count_flops
+from evatok_jax.models.generator import Generator, empty_caches, unstack_layers
 from evatok_jax.stages.generator import GeneratorStage
 from evatok_jax.stages.stage import Stage, load_stage
 from evatok_jax.train import OPTIMISER, abstract_step
 
 GUIDANCE = 1.75  # of the paper's samples on UCF-101 (EVATok Table 3)
-KERNEL_SHARE = 0.5  # of the peak that a kernel's products are taken to reach
-NOTEWORTHY = 0.01  # share of a step from which unpriced operations are named
+CLIPS = 16  # that a chip samples at once, as `api.Generator` does
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A step before it is compiled.
+
+    Attributes:
+      program: what `jax.jit` traced.
+      batch: rows or clips of a chip.
+      learning: the groups that learn; static: the static size, if the step has one.
+      flops: operations of a chip by part: of the model, and with what checkpoints recompute.
+      ideal_ms: what a chip needs at least, where it is not the model's operations at peak.
+    """
+
+    program: jax.stages.Traced
+    batch: int
+    learning: tuple[str, ...]
+    static: int | None
+    flops: dict[str, Counter]
+    ideal_ms: float | None
 
 
 class DoesNotFit(Exception):
-    """The program needs more memory than a chip has."""
+    """The program needs more memory than a chip has.
+
+    Attributes:
+      topology: the slice.
+      needed_bytes, usable_bytes: of a chip's memory; None where the compiler does not say.
+    """
+
+    def __init__(self, message: str, topology: str, needed_bytes=None, usable_bytes=None):
+        super().__init__(message)
+        self.topology, self.needed_bytes = topology, needed_bytes
+        self.usable_bytes = usable_bytes
 
 
-def check(config: ConfigDict, topology: str, *, sample=False, step=0, size=None) -> dict:
+def check(
+    config: ConfigDict,
+    topology: str,
+    *,
+    step: int | None = None,
+    size: int | None = None,
+    sample: bool = False,
+    batch: int | None = None,
+) -> dict:
     """Compiles the step of a config for a slice, and reports.
 
     Args:
       topology: as in "v5e:8x8".
-      sample: the sampling step of a generator, guided, in place of the training step.
       step: which step, counted from 1; by default one in which every group learns.
       size: the static size of its batch; by default the largest.
+      sample: the sampling step of a generator, in place of the training step.
+      batch: clips that each chip samples at once (default 16).
 
     Returns the report as plain values; its units are in the names. Raises DoesNotFit, and
-    ValueError for a job without a step, an unknown slice or size, or a mesh that does not fit it.
+    ValueError for a job without a step, an unknown slice or size, a batch or mesh that does not fit
+    the slice, and where the compiler refuses the program.
     """
     if config.job != "train":
         raise ValueError(f"config {config.name!r} is a job of kind {config.job!r}: it has no step")
+    if sample and (step is not None or size is not None):
+        raise ValueError("step and size are those of training: sampling has neither")
+    if batch is not None and not sample:
+        raise ValueError("batch is that of sampling: training has batch_size, of the config")
+    for name, number in (("step", step), ("batch", batch)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} {number}: it must be 1 or more")
     devices, chip = tpu.describe(topology)
-    mesh = sharding.make_mesh(config.run.mesh.data, config.run.mesh.fsdp, devices)
-    if config.batch_size % len(devices):
-        raise ValueError(
-            f"batch_size {config.batch_size} is no multiple of the {len(devices)} chips of "
-            f"{topology}: choose another slice, or batch=N"
-        )
-    stage = load_stage(config)
-    static = None if sample else _size(stage, size)
+    split, stage = config.run.mesh, load_stage(config)
     names = (*stage.SCOPES, *stage.INNER, OPTIMISER)
-    with jax.set_mesh(mesh):
+    if sample:  # by each chip for itself: one stands for all
+        mesh, shape = sharding.make_mesh(1, 1, devices[:1]), {"data": len(devices), "fsdp": 1}
+    else:
+        mesh = sharding.make_mesh(split.data, split.fsdp, devices)
+        shape = dict(mesh.shape)
+    with jax.set_mesh(mesh):  # the stage asks it among how many chips its batch is cut
         if sample:
-            groups, traced = (), trace_sampling(stage, mesh)
+            traced = trace_sampling(stage, mesh, batch or CLIPS, chip, names)
         else:
-            function, arguments, groups = abstract_step(stage, mesh, step, static)
-            traced = function.trace(*arguments)
-        compiled = _compile(traced, config, topology, chip)
+            traced = trace_training(stage, mesh, step, size, names)
+        try:
+            compiled = traced.program.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _refused(str(error), config, topology, len(devices), sample) from error
     text = compiled.as_text()
     memory = _memory(compiled.memory_analysis())
     if memory["total"] > chip.memory:
-        raise DoesNotFit(_advice(config, topology, memory["total"], chip.memory))
-    flops = None if sample else _flops(traced.jaxpr.jaxpr, names, len(devices))
+        hints = advice(config, len(devices), sample)
+        raise _too_large(config, topology, memory["total"], chip.memory, hints)
     return {
         "config": config.name,
         "topology": topology,
         "chips": len(devices),
-        "mesh": dict(mesh.shape),
-        "global_batch": config.batch_size,
+        "mesh": shape,
+        "global_batch": traced.batch * len(devices),
         "step": "sampling" if sample else "training",
-        "learning": list(groups),
-        "static_size": static,
+        "learning": list(traced.learning),
+        "static_size": traced.static,
         "fits": True,
         "memory_bytes": memory | {"usable": int(chip.memory)},
-        **_times(Program(text), chip, names, flops),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("evatok_jax", "jax", "libtpu")
-            if importlib.util.find_spec(name)
-        },
+        **compile_report.times(Program(text), chip, names, traced.flops, traced.ideal_ms),
+        "versions": _versions("evatok_jax", "jax", "libtpu"),
     }
 
 
-def trace_sampling(stage: Stage, mesh):
-    """The guided sampling of one batch by a generator, as `engine.sample` runs it."""
+def trace_training(stage: Stage, mesh, step: int | None, size: int | None, names) -> Traced:
+    """A training step; under `jax.set_mesh`."""
+    config, chips = stage.config, mesh.size
+    if config.batch_size % (chips * config.accumulate):
+        raise ValueError(
+            f"batch_size {config.batch_size} is no multiple of the {chips} chips"
+            + (f" times accumulate {config.accumulate}" if config.accumulate > 1 else "")
+            + ": choose another slice, or batch=N"
+        )
+    sizes = stage.static_sizes()
+    if size is not None and size not in sizes:
+        has = "only one size" if len(sizes) == 1 and not sizes[0] else sizes
+        raise ValueError(f"size {size}: batches of {config.name} have {has}")
+    static = sizes[-1] if size is None else size
+    function, arguments, learning = abstract_step(stage, mesh, step or 0, static)
+    traced = function.trace(*arguments)
+    jaxpr = traced.jaxpr.jaxpr
+    flops = {
+        "model": count_flops(jaxpr, names, recomputed=False),
+        "counted": count_flops(jaxpr, names),
+    }
+    flops = {kind: _times(counts, 1 / chips) for kind, counts in flops.items()}
+    return Traced(traced, config.batch_size // chips, learning, static or None, flops, None)
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+
+def trace_sampling(stage: Stage, mesh, clips: int, chip: tpu.Chip, names) -> Traced:
+    """The sampling of `clips` sequences by one chip, which holds all parameters.
+
+    So `api.Generator` works: chips share nothing, and no collective makes one wait for another.
+    With given frames nothing is guided; otherwise every sequence is written with its class and
+    without.
+
+    Args:
+      mesh: of that chip.
+    """
     if not isinstance(stage, GeneratorStage):
         raise ValueError(f"config {stage.config.name!r} trains no generator: it samples nothing")
-    config, rows = stage.model.config, stage.config.batch_size
-    split = sharding.batch_sharding(mesh)
+    config, whole = stage.model.config, sharding.replicated(mesh)
 
     def spec(kind, *shape):
-        return jax.ShapeDtypeStruct((rows, *shape), kind, sharding=split)
+        return jax.ShapeDtypeStruct((clips, *shape), kind, sharding=whole)
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    params = abstract_params(stage)["generator"]
-    return engine.sample_ids.trace(
-        stage.model,
-        sharding.placed(params, sharding.param_shardings(params, mesh)),
+    # Nothing may run here, not even the making of a key: there is no such device.
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), clips))
+    groups, _ = jax.eval_shape(lambda x: stage.init(jax.random.key(0), x), stage.batch_spec())
+    params = groups["generator"]
+    how = engine.options(guidance=1.0 if config.given else GUIDANCE)
+    capacities = engine.growing(config.grammar.longest)
+
+    def sampled(params, classes, keys, given):
+        return engine.sample_ids(
+            stage.model, params, classes, keys, how, None, capacities, condition=given
+        )
+
+    traced = jax.jit(sampled).trace(
+        sharding.placed(params, whole),
         spec(jnp.int32),
-        sharding.placed(keys, split),
-        engine.options(guidance=GUIDANCE),
-        None,
-        engine.growing(config.grammar.longest),
+        sharding.placed(keys, whole),
         spec(jnp.int32, config.given) if config.given else None,
     )
+    flops, seconds = _decoding(stage.model, params, clips * (1 + how.guided), chip, names)
+    counts = {"model": flops, "counted": flops}
+    return Traced(traced, clips, (), None, counts, 1e3 * seconds)
 
 
-def price(work: Work, chip: tpu.Chip) -> float:
-    """Seconds of one run; 0 for what nobody estimates."""
-    if work.kind == "kernel":
-        return max(work.flops / (KERNEL_SHARE * chip.flops), work.bytes / chip.bandwidth)
-    if work.kind == "collective":
-        return work.sent / chip.axis
-    return work.cycles / chip.clock
+def _decoding(model: Generator, params, rows: int, chip: tpu.Chip, names) -> tuple[Counter, float]:
+    """Operations by part, and the seconds that a chip needs at least, for the longest sequences.
+
+    Each turn feeds one token; it takes its operations at peak, or, if that is longer, the reading
+    of the layers, the head and what is in the caches, in the type of computation.
+    """
+    config = model.config
+    read = {name: part for name, part in params.items() if not name.endswith("embedding")}
+    weights = sum(leaf.size for leaf in jax.tree.leaves(read)) * jnp.dtype(config.dtype).itemsize
+    passes, done = [(1, config.given, config.given)] if config.given else [], 0
+    for capacity in engine.growing(config.grammar.longest):  # half of the new room is in use
+        passes.append((capacity - done, 1, config.given + (done + capacity) // 2))
+        done = capacity
+
+    def step(params, tokens, seen):
+        variables, ids = {"params": unstack_layers(params)}, jnp.zeros((rows, tokens), jnp.int32)
+        caches, alive = empty_caches(config, rows, seen), jnp.ones(rows, bool)
+        return model.apply(variables, caches, ids, ids, alive, method=Generator.decode_step)[0]
+
+    flops, seconds = Counter(), 0.0
+    for turns, tokens, seen in passes:
+        jaxpr = jax.make_jaxpr(step, static_argnums=(1, 2))(params, tokens, seen).jaxpr
+        counts = count_flops(jaxpr, names)
+        caches = jax.eval_shape(lambda n=seen: jax.tree.leaves(empty_caches(config, rows, n)))
+        moved = weights + sum(x.size * x.dtype.itemsize for x in caches)
+        seconds += turns * max(counts.total() / chip.flops, moved / chip.bandwidth)
+        flops.update(_times(counts, turns))
+    return flops, seconds
 
 
-def _size(stage: Stage, size: int | None):
-    sizes = stage.static_sizes()
-    if size is None:
-        return sizes[-1]
-    if size not in sizes:
-        raise ValueError(f"size {size}: batches of {stage.config.name} have {sizes}")
-    return size
+# ---- what does not compile ---------------------------------------------------------------------
 
 
-def _compile(traced, config, topology, chip):
-    try:
-        return traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", str(error))
-        if not found:
-            raise DoesNotFit(f"{config.name} does not fit {topology}: {error}") from error
-        units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-        used, limit = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
-        raise DoesNotFit(_advice(config, topology, used, limit)) from error
+def _refused(said: str, config, topology: str, chips: int, sample: bool) -> Exception:
+    """What to raise for an error of the compiler: DoesNotFit where the HBM is full."""
+    first = first_line(said)
+    if "RESOURCE_EXHAUSTED" not in first or "hbm" not in first.lower():
+        return ValueError(f"the compiler refuses {config.name} for {topology}: {first}")
+    hints = advice(config, chips, sample)
+    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", first)
+    if not found:
+        return DoesNotFit(f"{config.name} does not fit {topology}: {first}. {hints}", topology)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    needed, usable = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
+    return _too_large(config, topology, needed, usable, hints)
 
 
-def _advice(config, topology: str, used: int | float, limit: float) -> str:
-    mesh, found = config.run.mesh, [f"a larger slice than {topology}", "a smaller batch"]
-    if mesh.fsdp == 1:
-        found.insert(0, "--set run.mesh.fsdp=16, which splits parameters and optimisers")
-    if config.get("model", {}).get("remat", "layer") != "layer":
-        found.insert(0, "--set model.remat=layer")
-    if "accumulate" in config:
-        found.append(f"--set accumulate={2 * config.accumulate}")
-    return (
-        f"{config.name} at batch {config.batch_size} does not fit {topology}: it needs "
-        f"{used / tpu.GIB:.2f} GiB of a chip's {limit / tpu.GIB:.2f}. Try {'; '.join(found)}."
+def first_line(said: str) -> str:
+    """What the compiler says first; a line that ends in a colon is a heading and goes on."""
+    first = ""
+    for line in said.strip().splitlines():
+        first = f"{first} {line.strip()}".strip()
+        if not first.endswith(":"):
+            break
+    return first
+
+
+def _too_large(config, topology: str, needed: int | float, usable: float, hints: str) -> DoesNotFit:
+    return DoesNotFit(
+        f"{config.name} does not fit {topology}: it needs {needed / tpu.GIB:.2f} GiB of a chip's "
+        f"{usable / tpu.GIB:.2f}. {hints}",
+        topology,
+        int(needed),
+        int(usable),
     )
+
+
+def advice(config, chips: int, sample: bool) -> str:
+    """What would make the program smaller."""
+    if sample:  # every chip holds all parameters, and clips of its own
+        return "Try a smaller --batch, or chips with more memory."
+    found = []
+    if config.get("model", {}).get("remat", "layer") != "layer":
+        found.append("--set model.remat=layer")
+    if config.run.mesh.fsdp == 1 and math.gcd(sharding.WAYS, chips) > 1:
+        found.append("--set run.mesh.fsdp=0, which splits parameters and optimisers")
+    found += ["a larger slice", f"a smaller batch than {config.batch_size}"]
+    parts = 2 * config.accumulate
+    if config.batch_size % (parts * chips) == 0:
+        found.append(f"--set accumulate={parts}")
+    return f"Try {'; '.join(found)}."
+
+
+# ---- what is reported --------------------------------------------------------------------------
+
+
+def _times(counts: Counter, factor: int | float) -> Counter:
+    return Counter({part: factor * count for part, count in counts.items()})
 
 
 def _memory(stats) -> dict[str, int]:
@@ -168,158 +299,12 @@ def _memory(stats) -> dict[str, int]:
     return found | {"total": sum(found.values()) - 2 * found["aliased"]}
 
 
-def _flops(jaxpr, names, chips: int) -> dict[str, Counter]:
-    """Operations of one chip by part, with what is recomputed ("counted") and without ("model")."""
-
-    def shared(counts):
-        return Counter({part: flops / chips for part, flops in counts.items()})
-
-    return {
-        "model": shared(count_flops(jaxpr, names, recomputed=False)),
-        "counted": shared(count_flops(jaxpr, names)),
-    }
-
-
-def _times(program: Program, chip: tpu.Chip, names, flops) -> dict:
-    """The estimated time of a step in ms: in all, by collective, and by part of the model."""
-    work = program.work(lambda one: price(one, chip))
-    parts = defaultdict(lambda: dict.fromkeys(("compiled", "kernel", "collective"), 0.0))
-    collectives = defaultdict(lambda: {"count": 0, "bytes": 0, "ms": 0.0})
-    unpriced = Counter()
-    for one in work:
-        ms = 1e3 * one.times * price(one, chip)
-        for part in _upwards(scope_path(one.scope, names)):
-            row = parts[part]
-            if one.kind in row:
-                row[one.kind] += ms
-        if one.kind == "unpriced":
-            unpriced[one.name] += one.times * one.bytes
-        if one.kind == "collective":
-            row = collectives[one.name]
-            row["count"] += one.times
-            row["bytes"] += one.times * one.bytes
-            row["ms"] += ms
-    whole = parts.pop("", dict(compiled=0.0, kernel=0.0, collective=0.0))
-    total = sum(whole.values())
-    result = {
-        "collectives": dict(collectives),
-        "time_ms": whole | {"total": total},
-        "flops": None,
-        "roofline": None,
-        "parts": {},
-        "notes": sorted(program.notes) + _unpriced(unpriced, chip, total),
-    }
-    by_part = {}
-    if flops:
-        by_part = {kind: _summed(counts) for kind, counts in flops.items()}
-        result["flops"] = {kind: counts[""] for kind, counts in by_part.items()}
-        ideal = 1e3 * result["flops"]["model"] / chip.flops
-        result["roofline"] = {"ideal_ms": ideal, "share": ideal / total if total else 0.0}
-    for part in sorted(parts, key=lambda part: _order(part, parts)):
-        row = parts[part] | {"total": sum(parts[part].values())}
-        if by_part:
-            row["model_flops"] = by_part["model"][part]
-        result["parts"][part] = row
-    return result
-
-
-def _upwards(path: str) -> list[str]:
-    """A path, the paths above it, and "" for the whole."""
-    names = path.split("/")
-    return ["/".join(names[:count]) for count in range(len(names) + 1)]
-
-
-def _summed(counts: Counter) -> Counter:
-    found = Counter()
-    for path, value in counts.items():
-        for part in _upwards(path):
-            found[part] += value
+def _versions(*names: str) -> dict[str, str]:
+    """Of the packages that are there; a checkout need not be installed."""
+    found = {}
+    for name in filter(importlib.util.find_spec, names):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
     return found
-
-
-def _order(path: str, parts) -> list:
-    """Parts below the part that they belong to, the dearest first."""
-    return [(-sum(parts[part].values()), part) for part in _upwards(path)[1:]]
-
-
-def _unpriced(moved: Counter, chip: tpu.Chip, total: float) -> list[str]:
-    """A line for each kind of operation that would take noteworthy time to write its result."""
-    lines = []
-    for name, size in moved.most_common():
-        ms = 1e3 * size / chip.bandwidth
-        if ms > NOTEWORTHY * total:
-            lines.append(
-                f"{name} without an estimate writes {size / tpu.GIB:.2f} GiB, {ms:.1f} ms at full "
-                "bandwidth, which are not counted"
-            )
-    return lines
-
-
-# ---- the page ----------------------------------------------------------------------------------
-
-
-def render(report: dict) -> str:
-    """The report as a page of plain text."""
-    memory, times = report["memory_bytes"], report["time_ms"]
-    mesh = " x ".join(f"{name} {count}" for name, count in report["mesh"].items())
-    rows = report["global_batch"]
-    lines = [
-        f"{report['config']}, {report['step']} step on {report['topology']}: "
-        f"{report['chips']} chips as {mesh}",
-        f"global batch {rows}, {rows / report['chips']:g} a chip"
-        + (f"; static size {report['static_size']}" if report["static_size"] else "")
-        + (f"; learning: {', '.join(report['learning'])}" if report["learning"] else ""),
-        "",
-        "memory of a chip, GiB",
-        *_table([list(memory), [f"{size / tpu.GIB:.2f}" for size in memory.values()]]),
-        "",
-        "collectives of a chip",
-        *_table(
-            [["", "count", "MiB", "ms"]]
-            + [
-                [name, row["count"], f"{row['bytes'] / 2**20:.1f}", f"{row['ms']:.2f}"]
-                for name, row in report["collectives"].items()
-            ]
-        ),
-        "",
-        f"estimated step: {times['total']:.1f} ms = {times['compiled']:.1f} compiled + "
-        f"{times['kernel']:.1f} kernels + {times['collective']:.1f} collectives",
-    ]
-    if report["flops"]:
-        flops, roof = report["flops"], report["roofline"]
-        lines.append(
-            f"operations of a chip: {flops['model'] / 1e12:.2f} TFLOP of the model, "
-            f"{flops['counted'] / 1e12:.2f} with recomputation; at peak {roof['ideal_ms']:.1f} ms, "
-            f"{100 * roof['share']:.1f} % of the estimate"
-        )
-    lines += ["", *_table([_HEAD, *(_row(p, r, times) for p, r in report["parts"].items())])]
-    lines += ["", *(f"note: {note}" for note in report["notes"])] if report["notes"] else []
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return "\n".join([*lines, "", versions])
-
-
-_HEAD = ["part, ms", "compiled", "kernels", "collectives", "total", "share", "model TFLOP"]
-
-
-def _row(path: str, row: dict, times: dict) -> list[str]:
-    *above, name = path.split("/")
-    share = row["total"] / times["total"] if times["total"] else math.nan
-    return [
-        "  " * len(above) + name,
-        *(f"{row[kind]:.2f}" for kind in ("compiled", "kernel", "collective", "total")),
-        f"{100 * share:.1f} %",
-        f"{row['model_flops'] / 1e12:.3f}" if "model_flops" in row else "",
-    ]
-
-
-def _table(rows: list[list]) -> list[str]:
-    """Rows of cells in columns; the first column to the left, numbers to the right."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

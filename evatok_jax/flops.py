@@ -2,7 +2,7 @@
 
 XLA's own count takes the body of a loop once, however often it runs, and layers are loops here.
 This walks the jaxpr instead: a loop counts as often as it turns, a branch as its dearest side, a
-Pallas kernel by its own cost estimate.
+Pallas kernel by its own cost estimate. What depends on the platform counts as on a TPU.
 """
 
 import math
@@ -15,6 +15,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # What JAX calls the operations that a checkpoint repeats in the backward pass.
 RECOMPUTED = "rematted_computation"
+# Of a kernel's products, how many (of how many) repeat those of a forward pass: all logits.
+REPEATED = {"attention_backward": (1, 5)}
 
 
 def flops_by_scope(function: Callable, *args, scopes: Sequence[str]) -> Counter:
@@ -29,7 +31,10 @@ def flops_by_scope(function: Callable, *args, scopes: Sequence[str]) -> Counter:
 
 
 def count_flops(jaxpr: Jaxpr, scopes: Sequence[str], recomputed: bool = True) -> Counter:
-    """The same of a jaxpr, with or without what is recomputed in a backward pass."""
+    """The same of a jaxpr, with or without what is recomputed in a backward pass.
+
+    Without, counts are the same whether attention keeps its logits, as plain XLA does, or not.
+    """
     counts = Counter()
     _count(jaxpr, "", 1, scopes, recomputed, counts)
     return counts
@@ -55,10 +60,10 @@ def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, recomputed, counts: Cou
         elif name == "conv_general_dilated":
             counts[scope_path(own, scopes)] += times * _convolution(eqn)
         elif name == "pallas_call" and eqn.params["cost_estimate"]:
-            counts[scope_path(own, scopes)] += times * eqn.params["cost_estimate"].flops
+            counts[scope_path(own, scopes)] += times * _kernel(eqn, recomputed)
         elif name == "cond":
             sides = []
-            for branch in eqn.params["branches"]:
+            for branch in _branches(eqn):
                 sides.append(Counter())
                 _count(branch.jaxpr, own, times, scopes, recomputed, sides[-1])
             counts.update(max(sides, key=lambda side: side.total()))
@@ -72,6 +77,21 @@ def _count(jaxpr: Jaxpr, stack: str, times: int, scopes, recomputed, counts: Cou
                 turns = eqn.params["mesh"].size
             for inner in _inner(eqn):
                 _count(inner, own, times * turns, scopes, recomputed, counts)
+
+
+def _kernel(eqn, recomputed: bool) -> int:
+    flops = eqn.params["cost_estimate"].flops
+    repeated, of = (0, 1) if recomputed else REPEATED.get(eqn.params["name"], (0, 1))
+    return flops * (of - repeated) // of
+
+
+def _branches(eqn) -> list[ClosedJaxpr]:
+    """The sides of a conditional that a TPU may take."""
+    platforms, branches = eqn.params.get("branches_platforms"), eqn.params["branches"]
+    if platforms is None:
+        return list(branches)
+    pairs = zip(platforms, branches, strict=True)
+    return [next(side for names, side in pairs if names is None or "tpu" in names)]
 
 
 def _inner(eqn) -> list[Jaxpr]:

@@ -67,25 +67,54 @@ def test_what_is_recomputed_can_be_left_out():
     assert count_flops(jaxpr, ["loop"]) == {"loop": 5 * ONE}
 
 
+def test_of_what_depends_on_the_platform_a_tpus_side_counts():
+    square = jax.ShapeDtypeStruct((N, N), jnp.float32)
+
+    def chosen(x, w):
+        return jax.lax.platform_dependent(x, w, tpu=lambda x, w: x @ w, default=branched)
+
+    assert flops_by_scope(jax.jit(chosen), square, square, scopes=[]) == {"other": ONE}
+
+
 def test_parts_are_called_by_their_path():
     stack = "jit(step)/transpose(jvp(outer))/Model.inner/while/body/inner/outer/q/dot_general"
     assert scope_path(stack, ["inner", "outer"]) == "outer/inner"
     assert scope_path(stack, ["inne", "out"]) == scope_path(stack, []) == "other"
 
 
-def test_attention_counts_all_pairs_however_it_is_computed():
-    """Two products forward and five more backward, in the scope that called; tiles or not."""
-    n, m, d = 384, 512, 64
+def attention(n, m, backend=None, d=64):
+    """Attention's sum, the shapes it takes, and the operations of one product of all pairs."""
     q, k = (jax.ShapeDtypeStruct((2, size, 3, d), jnp.float32) for size in (n, m))
     queries, keys = (Rows(*[jnp.zeros((2, size), jnp.int32)] * 2) for size in (n, m))
 
     def loss(q, k, v):
         with jax.named_scope("attention"):
-            return attend(q, k, v, queries, keys).sum()
+            return attend(q, k, v, queries, keys, backend=backend).sum()
 
-    product = 2 * 2 * 3 * n * m * d
-    forward = flops_by_scope(loss, q, k, k, scopes=["attention"])
+    return loss, (q, k, k), 2 * 2 * 3 * n * m * d
+
+
+def test_models_have_the_same_operations_with_kernels_and_without():
+    """Kernels compute all logits again in the backward pass: that is no operation of the model.
+
+    What they add, a product of the answer with its gradient, is as small as one query. With few
+    queries tiles for CPUs, padded, would count more.
+    """
+    counted = {}
+    for backend in ("xla", "pallas", "auto"):
+        loss, shapes, product = attention(128, 1024, backend)
+        jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(*shapes).jaxpr
+        counts = (count_flops(jaxpr, ["attention"], repeated) for repeated in (False, True))
+        counted[backend] = [count.total() / product for count in counts]
+    assert counted["xla"] == [6, 6]
+    assert counted["auto"] == counted["pallas"] == pytest.approx([6, 7], abs=2 / 1024)
+
+
+def test_attention_counts_all_pairs_however_it_is_computed():
+    """Two products forward and five more backward, in the scope that called; tiles or not."""
+    loss, shapes, product = attention(384, 512)
+    forward = flops_by_scope(loss, *shapes, scopes=["attention"])
     assert dict(forward) == {"attention": 2 * product}
-    both = flops_by_scope(jax.grad(loss, (0, 1, 2)), q, k, k, scopes=["attention"])
+    both = flops_by_scope(jax.grad(loss, (0, 1, 2)), *shapes, scopes=["attention"])
     assert 7 * product <= both["attention"] < 7.1 * product
     assert both["other"] < 0.1 * product

@@ -1,4 +1,4 @@
-"""The reader of scheduled programs: against a recorded one, and by hand-checkable text."""
+"""What scheduled programs cost: against recorded ones, and by hand-checkable text."""
 
 from pathlib import Path
 
@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from evatok_jax import tpu
-from evatok_jax.compile_check import price
-from evatok_jax.hlo import Program, size_of
+from evatok_jax.costs import LATENCY, Program, price
+from evatok_jax.hlo import size_of
 
 # Compiled for v5e:2x2 by libtpu 0.0.42, and shortened: x [4096, 4096] by w, bf16, both in quarters
 # or halves, seven times in a scan in the scopes "loop" and "inner", then the sum of all.
-RECORDED = Path(__file__).parent / "fixtures" / "scan_v5e.hlo"
+FIXTURES = Path(__file__).parent / "fixtures"
+RECORDED = FIXTURES / "scan_v5e.hlo"
+# The same of a sum over four chips, f32 [1024, 4096] on each, that they keep in quarters.
+SCATTERED = FIXTURES / "reduce_scatter_v5e.hlo"
 V5E = tpu.CHIPS["v5e"]
 
 
@@ -46,7 +49,14 @@ def test_collectives_count_by_what_a_chip_sends():
         whole / 2,
     )
     assert (reduce.name, reduce.times, reduce.bytes, reduce.sent) == ("all-reduce", 1, 4, 6)
-    assert price(gather, V5E) == whole / 2 / V5E.axis
+    assert price(gather, V5E) == LATENCY + whole / 2 / (2 * V5E.link)
+    assert price(gather, tpu.linked("v5e", "8x8")) == LATENCY + whole / 2 / V5E.link
+
+
+def test_a_permute_sends_over_one_link():
+    line = "  ROOT %p = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1}}"
+    (work,) = wrapped(line).work(cost)
+    assert price(work, V5E) == LATENCY + 32 / V5E.link
 
 
 def wrapped(body: str, before: str = "") -> Program:
@@ -79,6 +89,98 @@ def test_of_two_branches_the_dearer_counts():
     assert program.notes == {"of a conditional's branches only the dearest counts"}
 
 
+def counting(first="constant(2)", after="add(%i, %one)", ends="compare(%i, %nine), direction=LT"):
+    """A program with a loop that counts in an entry of its state; a turn takes 5 cycles, its
+    condition 3.
+    """
+    state = "(s32[], s32[], f32[8])"
+    entries = (
+        f"  %s = {state} parameter(0)\n"
+        "  %i = s32[] get-tuple-element(%s), index=0\n"
+        "  %j = s32[] get-tuple-element(%s), index=1\n"
+        "  %x = f32[8]{0} get-tuple-element(%s), index=2\n"
+    )
+    before = (
+        "%sum (p: s32[], q: s32[]) -> s32[] {\n  %p = s32[] parameter(0)\n"
+        "  %q = s32[] parameter(1)\n  ROOT %t = s32[] add(%q, %p)\n}\n"
+        f"%body (s: {state}) -> {state} {{\n{entries}  %one = s32[] constant(1)\n"
+        f"  %next = s32[] {after}\n{timed('y', 5)}"
+        f"  ROOT %r = {state} tuple(%next, %j, %y)\n}}\n"
+        f"%condition (s: {state}) -> pred[] {{\n{entries}  %nine = s32[] constant(9)\n"
+        f"{timed('z', 3)}  ROOT %c = pred[] {ends}\n}}\n"
+    )
+    return wrapped(
+        f"  %one = s32[] constant(1)\n  %unknown = s32[] negate(%one)\n  %first = s32[] {first}\n"
+        f"  %copied = {state} tuple(%first, %one, %x)\n"
+        f"  %w = {state} while(%copied), condition=%condition, body=%body\n"
+        "  ROOT %o = f32[8]{0} get-tuple-element(%w), index=2",
+        before,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "turns", "note"),
+    [
+        ({}, 7, "may end early"),
+        ({"after": "add(%one, %i)", "ends": "compare(%nine, %i), direction=GE"}, 8, "may end"),
+        ({"after": "fusion(%i, %one), kind=kLoop, calls=%sum"}, 7, "may end early"),
+        ({"first": "copy(%unknown)"}, 9, "begins at an unknown number"),
+        ({"after": "add(%i, %i)"}, 1, "unknown length"),
+        ({"after": "multiply(%i, %one)"}, 1, "unknown length"),
+        ({"after": "add(%j, %one)"}, 1, "unknown length"),
+        ({"ends": "compare(%j, %nine), direction=LT"}, 1, "unknown length"),
+    ],
+)
+def test_a_loop_turns_as_its_counter_goes(changes, turns, note):
+    """Only an entry that the body adds a number to is a counter; what is guessed is noted.
+
+    The condition is asked once more than the loop turns.
+    """
+    program = counting(**changes)
+    work = program.work(cost)
+    assert {w.cycles: w.times for w in work if w.kind == "compiled"} == {5: turns, 3: turns + 1}
+    assert any(note in each for each in program.notes)
+
+
+def test_an_inner_loop_may_begin_at_a_number_of_the_outer_state():
+    """As the compiler leaves it when it hoists constants: the inner one counts from 2 to 9."""
+    state = "(s32[], s32[], f32[8])"
+    entries = (
+        f"  %s = {state} parameter(0)\n"
+        "  %i = s32[] get-tuple-element(%s), index=0\n"
+        "  %j = s32[] get-tuple-element(%s), index=1\n"
+        "  %x = f32[8]{0} get-tuple-element(%s), index=2\n"
+        "  %one = s32[] constant(1)\n  %nine = s32[] constant(9)\n"
+    )
+
+    def part(name, kind, lines):
+        return f"%{name} (s: {state}) -> {kind} {{\n{entries}{lines}}}\n"
+
+    before = part("going", "pred[]", "  ROOT %c = pred[] compare(%i, %nine), direction=LT\n")
+    before += part(
+        "inner",
+        state,
+        f"  %next = s32[] add(%i, %one)\n{timed('y', 5)}  ROOT %r = {state} tuple(%next, %j, %y)\n",
+    )
+    before += part(
+        "outer",
+        state,
+        f"  %next = s32[] add(%i, %one)\n  %init = {state} tuple(%j, %j, %x)\n"
+        f"  %w = {state} while(%init), condition=%going, body=%inner\n"
+        f"  %y = f32[8]{{0}} get-tuple-element(%w), index=2\n"
+        f"  ROOT %r = {state} tuple(%next, %j, %y)\n",
+    )
+    program = wrapped(
+        "  %three = s32[] constant(3)\n  %two = s32[] constant(2)\n"
+        f"  %init = {state} tuple(%three, %two, %x)\n"
+        f"  %w = {state} while(%init), condition=%going, body=%outer\n"
+        "  ROOT %o = f32[8]{0} get-tuple-element(%w), index=2",
+        before,
+    )
+    assert [w.times for w in program.work(cost) if w.cycles == 5] == [6 * 7]
+    assert not program.notes
+
+
 @pytest.mark.parametrize(
     ("groups", "members"),
     [
@@ -108,6 +210,39 @@ def test_a_started_collective_counts_once_at_its_size():
     gather, permute = wrapped(lines).work(cost)
     assert (gather.name, gather.bytes, gather.sent) == ("all-gather", 256, 224)
     assert (permute.name, permute.bytes, permute.sent) == ("collective-permute", 32, 32)
+
+
+def test_a_reduce_scatter_sends_half_of_an_all_reduce():
+    """libtpu prints it as a fusion, which has no estimate but is not listed as without one."""
+    summed, scattered = Program(SCATTERED.read_text()).work(cost)
+    assert (summed.kind, summed.cycles) == ("compiled", 44557)
+    assert (scattered.kind, scattered.name) == ("collective", "reduce-scatter")
+    whole = 4 * 1024 * 4096
+    assert (scattered.bytes, scattered.sent) == (whole, whole * 3 / 4)
+    assert scattered.scope == "jit(f)/reduce_sum"
+
+
+def test_what_runs_beside_counts_once():
+    """Of what is started and ended apart, all but copies is what it would be at once."""
+    before = computation("held", timed("h", 7, "ROOT ")) + computation(
+        "kept", "  ROOT %k = f32[8]{0} negate(%x)\n"
+    )
+    config = 'backend_config={"window_config":{"estimated_cycles":"11"}}'
+    lines = (
+        "  %a = ((f32[8]{0}), f32[8]{0}, s32[]) call-start(%x), to_apply=%held\n"
+        "  %b = f32[8]{0} call-done(%a)\n"
+        "  %c = ((f32[8]{0}), f32[8]{0}, s32[]) async-start(%x), calls=%held\n"
+        "  %d = ((f32[8]{0}), f32[8]{0}, s32[]) async-update(%c), calls=%held\n"
+        "  %e = f32[8]{0} async-done(%d), calls=%held\n"
+        f"  %f = ((f32[8]{{0}}), f32[8]{{0}}) fusion-start(%x), kind=kLoop, calls=%kept, {config}\n"
+        "  %g = f32[8]{0} fusion-done(%f)\n"
+        "  %h = (f32[8]{0}, f32[8]{0}, u32[]) copy-start(%x)\n"
+        "  %i = f32[8]{0} copy-done(%h)\n"
+        "  ROOT %j = f32[8]{0} dynamic-update-slice(%i, %x)"
+    )
+    work = wrapped(lines, before).work(cost)
+    assert [w.cycles for w in work] == [7, 7, 11, 0]
+    assert (work[-1].kind, work[-1].name) == ("unpriced", "dynamic-update-slice")
 
 
 @pytest.mark.parametrize(("flops", "moved"), [(10**12, 10), (1, 10**9)])

@@ -24,6 +24,9 @@ class RouterStage(BaseStage):
     reward: a router that knows nothing about a clip gives it the best single assignment.
     """
 
+    SCOPES = ("router", "loss")
+    INNER = ("attend",)
+
     def __init__(self, config):
         super().__init__(config)
         self.description = to_plain(config.model) | {
@@ -73,17 +76,19 @@ class RouterStage(BaseStage):
 
     def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
         """Cross-entropy with the best assignment, or with the softened rewards."""
-        logits = self.model.apply(
-            {"params": params["router"]}, to_model(batch["video"]), sample_keys(rng, batch)
-        )
-        log_p = scores(logits, self.assignments, self.geometry)
+        with jax.named_scope("router"):
+            logits = self.model.apply(
+                {"params": params["router"]}, to_model(batch["video"]), sample_keys(rng, batch)
+            )
         reward, temperature = batch["reward"], self.config.labels.temperature
         best = jnp.argmax(reward, axis=1)
-        if temperature:
-            target = jax.nn.softmax(reward / temperature, axis=1)
-        else:
-            target = jax.nn.one_hot(best, reward.shape[1])
-        loss = -jnp.sum(target * log_p, axis=1).mean()
+        with jax.named_scope("loss"):
+            log_p = scores(logits, self.assignments, self.geometry)
+            if temperature:
+                target = jax.nn.softmax(reward / temperature, axis=1)
+            else:
+                target = jax.nn.one_hot(best, reward.shape[1])
+            loss = -jnp.sum(target * log_p, axis=1).mean()
         top = jax.lax.top_k(log_p, min(5, log_p.shape[1]))[1]
         chosen = jnp.take_along_axis(reward, top[:, :1], axis=1)
         worst = reward.min(axis=1).mean()

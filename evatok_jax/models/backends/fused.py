@@ -30,7 +30,7 @@ def attend(
 
     Queries that see nothing get zeros, and no gradient comes from them. Under a mesh each device
     works on its own rows (`sharding.per_device`). Inside `jax.shard_map`, where heads may be cut
-    too, it wants check_vma=False: kernels do not say along which axes their results vary. Where
+    too, it wants check_vma=False: neither says along which axes of the mesh its results vary. Where
     "pallas" meets no TPU, its kernels are interpreted, which is for tests.
     """
     return _attend(kind, q, k, v, *jax.tree.leaves((queries, keys)))

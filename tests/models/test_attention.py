@@ -121,8 +121,8 @@ def assert_same(got, want, queries, keys, tolerance=1e-5):
         *((3, 64, N, M, name) for name in ("packed", "blocks", "unsorted", "full")),
         (1, 128, N, M, "packed"),
         (2, 24, N, M, "packed"),
-        (2, 64, 128, 640, "blocks"),
-        (2, 64, 301, 257, "packed"),
+        (1, 64, 128, 640, "blocks"),
+        (1, 64, 301, 257, "packed"),
     ],
 )
 def test_back_ends_agree_with_the_dense_one(backend, heads, head_dim, n, m, name):

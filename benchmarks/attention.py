@@ -25,17 +25,23 @@ from evatok_jax.models.ragged import block_rows, layout
 from evatok_jax.models.rows import Rows, visible
 
 LENGTHS = (256, 128, 256, 134)  # 774 tokens, what the paper's router spends on a UCF-101 clip
+ROOM = 896  # tokens that a row of the tokenizer holds
 CLIPS = (756, 801, 690, 1028, 544, 362)  # of a packed row, length tokens included
+PACKED = 4224  # positions of that row
+BLOCKS, PATCHES = 4, 256  # of a clip, and of a block
+ENCODER_HEADS, DECODER_HEADS, GENERATOR_HEADS, HEAD_DIM = 8, 12, 12, 64
+CLIP = (16, 128, 128, 3)
+FORWARD, BOTH = 2, 6  # products as large as all logits that the passes need
 BACKENDS = {"cpu": ("xla", "blocked"), "tpu": ("xla", "pallas"), "gpu": ("xla", "cudnn")}
 
 
 def cases(batch: int) -> dict[str, tuple[int, Rows, Rows]]:
     """Name -> heads, queries, keys."""
-    tokens = layout(jnp.tile(jnp.asarray([LENGTHS]), (batch, 1)), 896).rows
-    patches = block_rows(batch, 4, 256)
+    tokens = layout(jnp.tile(jnp.asarray([LENGTHS]), (batch, 1)), ROOM).rows
+    patches = block_rows(batch, BLOCKS, PATCHES)
     segment = np.repeat(np.arange(len(CLIPS)), CLIPS)
     order = np.concatenate([np.arange(n) for n in CLIPS])
-    fill = (0, 4224 - len(order))
+    fill = (0, PACKED - len(order))
     packed = Rows(
         *(
             jnp.tile(jnp.asarray(np.pad(x, fill, constant_values=-1), jnp.int32), (batch, 1))
@@ -43,11 +49,11 @@ def cases(batch: int) -> dict[str, tuple[int, Rows, Rows]]:
         )
     )
     return {
-        "encoder, tokens to tokens": (8, tokens, tokens),
-        "encoder, tokens to patches": (8, tokens, patches),
-        "decoder, patches to patches": (12, patches, patches),
-        "decoder, patches to tokens": (12, patches, tokens),
-        "generator, packed row": (12, packed, packed),
+        "encoder, tokens to tokens": (ENCODER_HEADS, tokens, tokens),
+        "encoder, tokens to patches": (ENCODER_HEADS, tokens, patches),
+        "decoder, patches to patches": (DECODER_HEADS, patches, patches),
+        "decoder, patches to tokens": (DECODER_HEADS, patches, tokens),
+        "generator, packed row": (GENERATOR_HEADS, packed, packed),
     }
 
 
@@ -70,28 +76,29 @@ def rate(dtype, repeats: int) -> float:
     return 2 * n**3 / seconds(jnp.matmul, (x, x), repeats)
 
 
+def loss(forward, *args) -> jax.Array:
+    """What is differentiated of an answer."""
+    return jnp.square(forward(*args).astype(jnp.float32)).sum()
+
+
 def layers(args, dtype) -> None:
     """A line for each case and back end."""
     rng = np.random.default_rng(0)
     for name, (heads, queries, keys) in cases(args.batch).items():
         sizes = (queries.segment.shape[1], *[keys.segment.shape[1]] * 2)
-        qkv = [jnp.asarray(rng.standard_normal((args.batch, n, heads, 64)), dtype) for n in sizes]
+        shapes = [(args.batch, n, heads, HEAD_DIM) for n in sizes]
+        qkv = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
         pairs = args.batch * sizes[0] * sizes[1]
         share = float(visible(queries, keys).mean())
         peak = rate(dtype, args.repeats)
         print(json.dumps({"case": name, "seen": round(share, 3), "gflops": round(peak / 1e9)}))
         for backend in BACKENDS[jax.default_backend()]:
-
-            def forward(q, k, v, backend=backend, rows=(queries, keys)):
-                return attend(q, k, v, *rows, backend=backend)
-
-            def loss(*qkv, forward=forward):
-                return jnp.square(forward(*qkv).astype(jnp.float32)).sum()
-
-            passes = {"forward": (forward, 2), "both": (jax.grad(loss, (0, 1, 2)), 6)}
+            forward = partial(attend, backend=backend)
+            gradients = jax.grad(partial(loss, forward), (0, 1, 2))
+            passes = {"forward": (forward, FORWARD), "both": (gradients, BOTH)}
             for what, (function, products) in passes.items():
-                spent = seconds(function, qkv, args.repeats)
-                bound = products * 2 * pairs * heads * 64 / peak
+                spent = seconds(function, (*qkv, queries, keys), args.repeats)
+                bound = products * 2 * pairs * heads * HEAD_DIM / peak
                 row = {"backend": backend, "pass": what, "ms": round(1e3 * spent, 2)}
                 row |= {
                     "x_bound": round(spent / bound, 2),
@@ -102,15 +109,15 @@ def layers(args, dtype) -> None:
 
 def model(args, dtype) -> None:
     """Encode and decode of S-B with random weights, by back end."""
-    clip = jnp.zeros((args.batch, 16, 128, 128, 3))
+    clip = jnp.zeros((args.batch, *CLIP))
     lengths = jnp.tile(jnp.asarray([LENGTHS]), (args.batch, 1))
 
     def apply(backend, params, clip, lengths):
         description = {"geometry": "paper128", "size": "S-B", "dtype": dtype}
         tokenizer = build_tokenizer(description | {"attention": backend})
         if params is None:
-            return tokenizer.init(jax.random.key(0), clip, lengths, 896)
-        return tokenizer.apply(params, clip, lengths, 896)[0]
+            return tokenizer.init(jax.random.key(0), clip, lengths, ROOM)
+        return tokenizer.apply(params, clip, lengths, ROOM)[0]
 
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -97,17 +97,27 @@ def to_host(tree, mesh: Mesh):
 def per_device(function: Callable) -> Callable:
     """`function`, run by each device on its own rows; all its arrays have the batch first.
 
-    For kernels that the compiler cannot cut. The mesh is that of `jax.set_mesh`, all of whose axes
-    cut the batch; where they do not divide it, every device computes all of it. Without a mesh,
-    and inside `jax.shard_map`, the function works on what it is given.
+    For kernels that the compiler cannot cut. The mesh is that of `jax.set_mesh`. Its axes cut the
+    batch, the first before the next, as long as they divide it; devices along the others compute
+    the same. Without a mesh, and where `jax.shard_map` has cut along all axes, the function works
+    on what it is given.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    axes = mesh.auto_axes
+    if not axes:
         return function
 
     def call(*args):
-        batch = jax.tree.leaves(args)[0].shape[0]
-        spec = P(mesh.axis_names) if batch % mesh.size == 0 else P()
-        return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(*args)
+        batch, ways, cutting = jax.tree.leaves(args)[0].shape[0], 1, []
+        for axis in axes:
+            ways *= mesh.shape[axis]
+            if batch % ways:
+                break
+            cutting.append(axis)
+        spec = P(tuple(cutting))
+        cut = jax.shard_map(
+            function, in_specs=spec, out_specs=spec, axis_names=set(axes), check_vma=False
+        )
+        return cut(*args)
 
     return call

@@ -70,6 +70,7 @@ def attention_stays_on_its_rows() -> None:
 
     want = jax.jit(partial(both, "xla"))(q, k, v, rows)
     mesh = sharding.make_mesh(data=4, fsdp=2)
+    rowwise = P("data")
     for backend in ("pallas", "blocked"):
         with jax.set_mesh(mesh):
             own = jax.device_put((q, k, v, rows), sharding.batch_sharding(mesh))
@@ -78,17 +79,43 @@ def attention_stays_on_its_rows() -> None:
             heads = P("data", None, "fsdp")
             cut = jax.shard_map(
                 partial(both, backend),
-                in_specs=(heads, heads, heads, P("data")),
+                in_specs=(heads, heads, heads, rowwise),
                 out_specs=((heads,) * 3, heads),
                 check_vma=False,
             )
-            for got in (call(*own), jax.jit(cut)(q, k, v, rows)):
+            half = jax.shard_map(
+                partial(both, backend),
+                in_specs=rowwise,
+                out_specs=rowwise,
+                axis_names={"data"},
+                check_vma=False,
+            )
+            for got in (call(*own), *(jax.jit(f)(q, k, v, rows) for f in (cut, half))):
                 for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
                     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+def rows_are_cut_by_the_axes_that_divide_them() -> None:
+    """Along the other axes devices compute the same, and gradients count it once."""
+    sizes = {}
+
+    def squared(x):
+        sizes[rows] = len(x)
+        return x**2
+
+    with jax.set_mesh(sharding.make_mesh(data=4, fsdp=2)):
+        cut = sharding.per_device(squared)
+        for rows in (16, 12, 3):
+            x = jnp.arange(5.0 * rows).reshape(rows, 5)
+            out, gradient = jax.jit(jax.value_and_grad(lambda x: cut(x).sum()))(x)
+            np.testing.assert_allclose(out, (x**2).sum(), rtol=1e-6)
+            np.testing.assert_array_equal(gradient, 2 * x)
+    assert sizes == {16: 2, 12: 3, 3: 3}, sizes
+
+
 if __name__ == "__main__":
     meshes_fit_the_devices()
+    rows_are_cut_by_the_axes_that_divide_them()
     attention_stays_on_its_rows()
     accumulation_stays_on_its_device()
     virtual_batches_span_devices()

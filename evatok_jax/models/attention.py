@@ -17,8 +17,9 @@ from evatok_jax.models.rows import Rows
 from evatok_jax.names import nearest
 
 BACKENDS = ("auto", "xla", "blocked", "pallas", "cudnn")
-# Below so many queries or keys, or up to so many pairs, all logits at once are as fast as tiles.
-FEWEST, FEW = 128, 256 * 256
+# Below so many queries or keys all logits at once are faster than tiles, which would be padded (a
+# decoding step is one query); up to so many pairs they are as fast.
+FEW_POSITIONS, FEW_PAIRS = 128, 256 * 256
 
 
 @flax.struct.dataclass
@@ -45,7 +46,7 @@ def attend(
     queries: Rows,
     keys: Rows,
     *,
-    backend: str | None = None,
+    backend: str = "auto",
 ) -> Float[Array, "b n h d"]:
     """Softmax attention under the described mask; logits and sums in fp32.
 
@@ -53,19 +54,20 @@ def attend(
     so it cannot reach a real position.
 
     Args:
-      backend: one of BACKENDS. None is "auto": all logits at once where they are few, else what
-        fits the device that the program is lowered for: kernels on a TPU, cuDNN on a GPU in half
-        precision, tiles on a CPU.
+      backend: one of BACKENDS, for more than a few queries and keys; below FEW_POSITIONS of either
+        all logits are computed at once, whatever it is. "auto" does so up to FEW_PAIRS too. Beyond,
+        where this process's default device is a GPU, it takes cuDNN's kernel, or all logits at once
+        where cuDNN has none; else the program takes kernels where it is lowered for a TPU and tiles
+        where it is lowered for anything else.
 
     Raises ValueError for an unknown back end, or one that cannot do this; RuntimeError for cudnn
-    without a GPU.
+    without a GPU that has it.
     """
-    backend = backend or "auto"
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention back end {backend!r}: {nearest(backend, BACKENDS)}")
     q = q * q.shape[-1] ** -0.5
-    few = min(q.shape[1], k.shape[1]) < FEWEST or q.shape[1] * k.shape[1] <= FEW
-    if backend == "auto" and few:
+    n, m = q.shape[1], k.shape[1]
+    if min(n, m) < FEW_POSITIONS or (backend == "auto" and n * m <= FEW_PAIRS):
         backend = "xla"
     elif backend == "auto" and jax.default_backend() == "gpu":
         backend = "cudnn" if cudnn.supports(q.dtype, q.shape[-1]) else "xla"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 LARGEST = jnp.iinfo(jnp.int32).max
+MASKED = -1e30  # a logit that nobody sees; finite, as a difference of infinities is NaN
 
 
 @flax.struct.dataclass
@@ -25,11 +26,11 @@ class Rows:
     order: jax.Array
 
 
-def visible(queries: Rows, keys: Rows) -> Bool[Array, "b n m"]:
-    """The mask that two descriptors describe: [b, n queries, m keys]."""
-    same = queries.segment[:, :, None] == keys.segment[:, None, :]
-    written = keys.segment[:, None, :] >= 0
-    return same & written & (keys.order[:, None, :] <= queries.order[:, :, None])
+def visible(queries: Rows, keys: Rows) -> Bool[Array, "*b n m"]:
+    """The mask that descriptors of rows, or of tiles of them, describe: [..., queries, keys]."""
+    same = queries.segment[..., :, None] == keys.segment[..., None, :]
+    written = keys.segment[..., None, :] >= 0
+    return same & written & (keys.order[..., None, :] <= queries.order[..., :, None])
 
 
 def pad_positions(x: Array, multiple: int, value=0) -> Array:

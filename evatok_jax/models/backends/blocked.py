@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from evatok_jax.models.rows import Rows, needed_tiles, pad_positions, pad_rows, span
+from evatok_jax.models.rows import (
+    MASKED,
+    Rows,
+    needed_tiles,
+    pad_positions,
+    pad_rows,
+    span,
+    visible,
+)
 
 # Positions. All heads of a tile should stay in a core's cache; backward holds four arrays of them.
 FORWARD_TILE, BACKWARD_TILE = 256, 128
-MASKED = -1e30
 
 
 def _cut(x: Float[Array, "b n h d"], tile: int) -> Float[Array, "b i h {tile} d"]:
@@ -38,10 +45,8 @@ def _flat(tree):
 
 def _logits(q, k, queries: Rows, keys: Rows) -> Float[Array, "h n m"]:
     """Masked logits of a pair of tiles."""
-    seen = (queries.segment[:, None] == keys.segment) & (keys.segment >= 0)
-    seen &= keys.order <= queries.order[:, None]
     logits = jnp.einsum("hnd,hmd->hnm", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(seen, logits, MASKED)
+    return jnp.where(visible(queries, keys), logits, MASKED)
 
 
 def _prepare(q, k, v, queries, keys, tile: int):
@@ -78,11 +83,11 @@ def forward(
             logits = _logits(q, k[sample, j], queries, _at(keys, sample, j))
             highest = jnp.maximum(top, logits.max(-1))
             weights, scale = jnp.exp(logits - highest[..., None]), jnp.exp(top - highest)
-            seen = v[sample, j]
+            values = v[sample, j]
             more = jnp.einsum(
                 "hnm,hmd->hnd",
                 weights.astype(v.dtype),
-                seen,
+                values,
                 preferred_element_type=jnp.float32,
             )
             return out * scale[..., None] + more, total * scale + weights.sum(-1), highest

@@ -2,9 +2,10 @@
 
 Arrays stay as projections leave them, [b, n, heads * head_dim]: a kernel takes 128 channels at a
 time, which are two heads of 64. To work on one of them it blanks the other's channels in one factor
-of a product; as the matrix unit is 128 wide, that costs nothing, and nothing is transposed or
-padded in memory. Tiles of logits are [keys, queries], so that what belongs to a query (description,
-largest logit, sum) is a row, which is how such vectors lie in memory.
+of a product; as the matrix unit is 128 wide, that costs nothing. Nothing is transposed in memory,
+and nothing is padded but positions to multiples of 128, and heads and channels that do not fill
+groups. Tiles of logits are [keys, queries], so that what belongs to a query (description, largest
+logit, sum) is a row, which is how such vectors lie in memory.
 
 A program works on a tile of queries (backward: of keys) with all keys (queries) of its sample in
 on-chip memory, and loops over the tiles that it needs; `needed_tiles` knows them beforehand.
@@ -20,11 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float
 
-from evatok_jax.models.rows import Rows, needed_tiles, pad_positions, pad_rows, span
+from evatok_jax.models.rows import MASKED, Rows, needed_tiles, pad_positions, pad_rows, span
 
 LANES = 128
-LARGEST_TILE = 256
-MASKED = -1e30
+TILES = (384, 256, LANES)  # positions, the best first; 4,224 are 11 tiles of 384
 ON_CHIP = 16 << 20  # bytes that a kernel may take without asking
 
 
@@ -50,7 +50,8 @@ class Plan:
         wide = max(16, 1 << (head_dim - 1).bit_length())
         wide = wide if wide <= LANES else -(-head_dim // LANES) * LANES
         group = min(heads, max(1, LANES // wide))
-        tiles = (LANES if x.shape[1] <= LANES else LARGEST_TILE for x in (q, k))
+        lengths = (-(-x.shape[1] // LANES) * LANES for x in (q, k))
+        tiles = (next(tile for tile in TILES if n % tile == 0) for n in lengths)
         return cls(group, -(-heads // group), wide, *tiles)
 
     @property
@@ -85,14 +86,15 @@ def _pack_sums(x: Float[Array, "b h n"], plan: Plan) -> Float[Array, "b g k m"]:
 
 
 def _describe(queries: Rows, keys: Rows, plan: Plan):
-    """Descriptors, [b, 2, n] of queries and [b, m, 2] of keys, and which tiles are needed."""
+    """Descriptors, [b, 2, n] of queries and [b, 2, m] of keys, and which tiles are needed."""
     queries, keys = pad_rows(queries, plan.query_tile), pad_rows(keys, plan.key_tile)
     needed = needed_tiles(queries, keys, plan.query_tile, plan.key_tile)
-    # Padding would equal padding: another number for that of keys spares a comparison.
+    # Kernels turn a tile's own of keys: as columns in memory, two would be padded to 128. Padding
+    # would equal padding: another number for that of keys spares a comparison.
     segment = jnp.where(keys.segment >= 0, keys.segment, -2)
     return (
         jnp.stack([queries.segment, queries.order], axis=1),
-        jnp.stack([segment, keys.order], axis=2),
+        jnp.stack([segment, keys.order], axis=1),
         needed,
     )
 
@@ -105,8 +107,7 @@ def _spec(kind: str, size: int, plan: Plan, stepped: bool) -> pl.BlockSpec:
 
     blocks = {
         "heads": ((1, size, plan.channels), lambda b, g, i, *_: (b, at(i), g)),
-        "queries": ((1, 2, size), lambda b, g, i, *_: (b, 0, at(i))),
-        "keys": ((1, size, 2), lambda b, g, i, *_: (b, at(i), 0)),
+        "rows": ((1, 2, size), lambda b, g, i, *_: (b, 0, at(i))),
         "sums": ((1, 1, plan.group, size), lambda b, g, i, *_: (b, g, 0, at(i))),
     }
     return pl.BlockSpec(*blocks[kind])
@@ -151,7 +152,7 @@ def _launch(
         out_shape=results,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary" if in_turn else "parallel"),
-            vmem_limit_bytes=max(ON_CHIP, taken),
+            vmem_limit_bytes=max(ON_CHIP, taken * 5 // 4),
         ),
         cost_estimate=cost,
         interpret=interpret,
@@ -190,8 +191,8 @@ def _positions(tile, size: int):
     return pl.ds(pl.multiple_of(tile * size, size), size)
 
 
-def _seen(query_ids, key_ids):
-    """The mask of a pair of tiles, bool [keys, queries]."""
+def _visible(query_ids, key_ids):
+    """The mask of a pair of tiles, bool [keys, queries], of [2, queries] and [keys, 2]."""
     return (key_ids[:, :1] == query_ids[:1]) & (key_ids[:, 1:] <= query_ids[1:])
 
 
@@ -204,10 +205,10 @@ def _forward_kernel(first, end, query_ids, key_ids, q, k, v, out, log_total, sum
     def visit(j, stats):
         at = _positions(j, plan.key_tile)
         keys, values = k[0, at], v[0, at].T
-        seen = _seen(query_ids[0], key_ids[0, at])
+        visible = _visible(query_ids[0], key_ids[0, :, at].T)
         after = []
         for head, (top, total) in enumerate(stats):
-            logits = jnp.where(seen, _dot(keys, own[head], 1, 1), MASKED)
+            logits = jnp.where(visible, _dot(keys, own[head], 1, 1), MASKED)
             highest = jnp.maximum(top, logits.max(axis=0, keepdims=True))
             weights, scale = jnp.exp(logits - highest), jnp.exp(top - highest)
             after.append((highest, total * scale + weights.sum(axis=0, keepdims=True)))
@@ -255,7 +256,7 @@ def _backward_kernel(
     spot = pl.program_id(0) * pl.num_programs(2) + j
     keys = [_only(k[0], head, plan) for head in range(plan.group)]
     values = [_only(v[0], head, plan) for head in range(plan.group)]
-    turned = k[0].T
+    turned, ids = k[0].T, key_ids[0].T
 
     @pl.when(j == 0)
     def _():
@@ -267,10 +268,10 @@ def _backward_kernel(
     def visit(i, _):
         at = _positions(i, plan.query_tile)
         queries, gradients = q[0, at], grad[0, at]
-        seen = _seen(query_ids[0, :, at], key_ids[0])
+        visible = _visible(query_ids[0, :, at], ids)
         for head in range(plan.group):
             row, channels = slice(head, head + 1), plan.of_head(head)
-            logits = jnp.where(seen, _dot(keys[head], queries, 1, 1), MASKED)
+            logits = jnp.where(visible, _dot(keys[head], queries, 1, 1), MASKED)
             weights = jnp.exp(logits - log_total[0, 0, row, at])
             dlogits = weights * (_dot(values[head], gradients, 1, 1) - mean[0, 0, row, at])
             weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
@@ -303,7 +304,7 @@ def forward(
     query_ids, key_ids, needed = _describe(queries, keys, plan)
     wide = _pack(q, plan, plan.query_tile)
     others = [_pack(x, plan, plan.key_tile) for x in (k, v)]
-    m = key_ids.shape[1]
+    m = key_ids.shape[2]
     sums = (len(q), plan.groups, plan.group, wide.shape[1])
     arrays = [query_ids, key_ids, wide, *others]
     tile, whole = _spec("heads", plan.query_tile, plan, True), _spec("heads", m, plan, False)
@@ -312,8 +313,8 @@ def forward(
         needed,
         arrays,
         [
-            _spec("queries", plan.query_tile, plan, True),
-            _spec("keys", m, plan, False),
+            _spec("rows", plan.query_tile, plan, True),
+            _spec("rows", m, plan, False),
             *(tile, whole, whole),
         ],
         [jax.ShapeDtypeStruct(wide.shape, q.dtype), jax.ShapeDtypeStruct(sums, jnp.float32)],
@@ -355,8 +356,8 @@ def backward(
         needed.swapaxes(1, 2),
         arrays,
         [
-            _spec("queries", n, plan, False),
-            _spec("keys", plan.key_tile, plan, True),
+            _spec("rows", n, plan, False),
+            _spec("rows", plan.key_tile, plan, True),
             *(whole, tile, tile, sums, sums, whole),
         ],
         [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (wide, wide_k, wide_v)],

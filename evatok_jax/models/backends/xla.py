@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from evatok_jax.models.rows import Rows, visible
+from evatok_jax.models.rows import MASKED, Rows, visible
 
 
 def attend(
@@ -16,7 +16,7 @@ def attend(
 ) -> Float[Array, "b n h d"]:
     """Softmax attention, differentiated by JAX itself."""
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    logits += jnp.where(visible(queries, keys), 0.0, -1e30)[:, None]
+    logits += jnp.where(visible(queries, keys), 0.0, MASKED)[:, None]
     # Dividing after the second product, not before it, saves a pass over the largest array.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     out = jnp.einsum(

@@ -1,7 +1,6 @@
 """What attention costs on this device, by back end, beside what its operations must cost.
 
     python benchmarks/attention.py                # layers of S-B and GPT-B
-    python benchmarks/attention.py --model        # S-B: encode and decode one clip
 
 The bound is a case's operations at the rate of a large matrix product in the same run: of all pairs
 of positions, and of those pairs alone that see each other. Backward counts the four products that
@@ -18,9 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evatok_jax.flops import flops_by_scope
 from evatok_jax.models.attention import attend
-from evatok_jax.models.build import build_tokenizer
 from evatok_jax.models.ragged import block_rows, layout
 from evatok_jax.models.rows import Rows, visible
 
@@ -30,7 +27,6 @@ CLIPS = (756, 801, 690, 1028, 544, 362)  # of a packed row, length tokens includ
 PACKED = 4224  # positions of that row
 BLOCKS, PATCHES = 4, 256  # of a clip, and of a block
 ENCODER_HEADS, DECODER_HEADS, GENERATOR_HEADS, HEAD_DIM = 8, 12, 12, 64
-CLIP = (16, 128, 128, 3)
 FORWARD, BOTH = 2, 6  # products as large as all logits that the passes need
 BACKENDS = {"cpu": ("xla", "blocked"), "tpu": ("xla", "pallas"), "gpu": ("xla", "cudnn")}
 
@@ -107,42 +103,14 @@ def layers(args, dtype) -> None:
                 print(json.dumps(row), flush=True)
 
 
-def model(args, dtype) -> None:
-    """Encode and decode of S-B with random weights, by back end."""
-    clip = jnp.zeros((args.batch, *CLIP))
-    lengths = jnp.tile(jnp.asarray([LENGTHS]), (args.batch, 1))
-
-    def apply(backend, params, clip, lengths):
-        description = {"geometry": "paper128", "size": "S-B", "dtype": dtype}
-        tokenizer = build_tokenizer(description | {"attention": backend})
-        if params is None:
-            return tokenizer.init(jax.random.key(0), clip, lengths, ROOM)
-        return tokenizer.apply(params, clip, lengths, ROOM)[0]
-
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)),
-        jax.eval_shape(partial(apply, "xla", None), clip, lengths),
-    )
-    inputs = (params, clip, lengths)
-    count = flops_by_scope(partial(apply, "xla"), *inputs, scopes=["none"]).total()
-    for backend in BACKENDS[jax.default_backend()]:
-        peak = rate(dtype, args.repeats)
-        spent = seconds(partial(apply, backend), inputs, args.repeats)
-        row = {"model": "S-B", "backend": backend, "seconds": round(spent, 3)}
-        row |= {"gflop": round(count / 1e9), "gflops": round(peak / 1e9)}
-        print(json.dumps(row | {"x_bound": round(spent * peak / count, 2)}), flush=True)
-
-
 def main() -> None:
     """Prints a table as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1, help="clips, or packed rows")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--model", action="store_true", help="the whole S-B tokenizer")
     args = parser.parse_args()
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    (model if args.model else layers)(args, dtype)
+    layers(args, dtype)
 
 
 if __name__ == "__main__":

@@ -275,7 +275,8 @@ class Generator(nn.Module):
         layer, after = Layer(self.config, parent=None), []
         for index, cache in enumerate(caches):
             own = {"params": layers[str(index)]}
-            x, cache = layer.apply(own, x, rows, cache, count, method=Layer.step)
+            with jax.named_scope("layers"):
+                x, cache = layer.apply(own, x, rows, cache, count, method=Layer.step)
             after.append(cache)
         return self.logits(x[:, -1:])[:, 0], tuple(after)
 

@@ -3,8 +3,9 @@
     python -m evatok_jax.main --workdir=runs/tokens \
         --config=configs/tokens.py:data=DATASET,tokenizer=runs/final/export
 
-The lengths are the router's that the export holds. For frame prediction `first` frames are given,
-in blocks of config.condition.lengths (EVATok on Kinetics-600: first=5, 512 and 128 tokens).
+The lengths are the router's that the export holds, or those of the export `router`. For frame
+prediction `first` frames are given, in blocks of config.condition.lengths (EVATok on Kinetics-600:
+first=5, 512 and 128 tokens).
 """
 
 from evatok_jax.config import parse_arguments
@@ -17,6 +18,7 @@ def get_config(arg=None):
         data="",
         split="train",
         tokenizer="",
+        router="",
         windows=0,
         batch=16,
         flip=True,

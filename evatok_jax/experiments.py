@@ -149,8 +149,11 @@ def image_generator_experiment(arg, size: str, classes: int, epochs: int, images
 
 
 def tokens_experiment(arg, first: int) -> ConfigDict:
-    """The table for frame prediction, by the routed tokenizer of the export `tokenizer`."""
-    args = _arguments(arg, batch=16, split="train", tokenizer="", windows=0, flip=True)
+    """The table for frame prediction, by the tokenizer of the export `tokenizer`, whose router
+    decides the lengths, or that of the export `router`.
+    """
+    more = dict(tokenizer="", router="", windows=0, flip=True)
+    args = _arguments(arg, batch=16, split="train", **more)
     args.windows = args.windows or (4 if args.runlocal else 0)
     args.first = first
     config = tokens_config(args)

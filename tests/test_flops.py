@@ -82,7 +82,7 @@ def test_parts_are_called_by_their_path():
     assert scope_path(stack, ["inne", "out"]) == scope_path(stack, []) == "other"
 
 
-def attention(n, m, backend=None, d=64):
+def attention(n, m, backend="auto", d=64):
     """Attention's sum, the shapes it takes, and the operations of one product of all pairs."""
     q, k = (jax.ShapeDtypeStruct((2, size, 3, d), jnp.float32) for size in (n, m))
     queries, keys = (Rows(*[jnp.zeros((2, size), jnp.int32)] * 2) for size in (n, m))

@@ -23,7 +23,12 @@ from evatok_jax.presets import run_section
 from evatok_jax.storage.export import load_export
 from evatok_jax.writers import read_metrics
 
-TIMED = "clips_per_second"
+OWN = ("clips_per_second", "compiled_steps")  # of a process, not of the run
+
+
+def metrics(workdir):
+    """What is logged of a run."""
+    return [{k: v for k, v in row.items() if k not in OWN} for row in read_metrics(workdir)]
 
 
 def leaves(workdir):
@@ -36,7 +41,7 @@ def leaves(workdir):
         lambda rng: training.init_state(stage, optimizers, rng, batch), jax.random.key(0)
     )
     state = checkpoints.restore(checkpoints.latest, like)
-    rows = [{k: v for k, v in row.items() if k != TIMED} for row in read_metrics(workdir)]
+    rows = metrics(workdir)
     export = load_export(workdir / "export").params
     return [np.asarray(x) for x in jax.tree.leaves((state, export))], rows
 
@@ -109,7 +114,7 @@ def kill_and_compare(tmp_path, arguments, steps: int, seconds: float, **more):
     assert launch(killed, *arguments, **more).wait(600) == 0
     ends = [load_export(path / "export") for path in (straight, killed)]
     assert ends[0].digest == ends[1].digest
-    logs = [[{**row, TIMED: 0} for row in read_metrics(path)] for path in (straight, killed)]
+    logs = [metrics(path) for path in (straight, killed)]
     assert logs[0] == logs[1]
     assert [row["step"] for row in logs[1]] == list(range(1, steps + 1))
 

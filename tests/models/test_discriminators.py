@@ -60,11 +60,11 @@ def test_transformer_logits():
     g = build_geometry("nano")
     video = jnp.zeros((2, *g.clip_shape))
     for patch_logits, count in ((False, 1), (True, g.blocks * g.block_patches)):
-        model = build_discriminator(g, "tiny", patch_logits, "float32", False)
+        model = build_discriminator(g, "tiny", patch_logits, "float32", "none")
         out = jax.eval_shape(model.init_with_output, jax.random.key(0), video)[0]
         assert out.shape == (2, count)
     paper = build_geometry("paper128")
-    model = build_discriminator(paper, "LARP", False, "float32", False)
+    model = build_discriminator(paper, "LARP", False, "float32", "none")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *paper.clip_shape)))
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert size == pytest.approx(12 * 12 * 512**2 + 768 * 512, rel=0.01)

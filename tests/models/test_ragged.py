@@ -79,7 +79,7 @@ def test_rows_are_dealt_evenly(rows):
     assert sorted(order.ravel()) == list(range(64))
     assert (np.diff(order, axis=1) > 0).all()
     held = tokens[order].sum(axis=1)
-    assert held.max() - held.min() < 300  # 64 / rows clips of up to 2,000 each
+    assert held.max() - held.min() < 0.02 * held.mean()
 
 
 def test_static_size():

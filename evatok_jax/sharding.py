@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -85,6 +87,38 @@ def cut(batch):
     if mesh.empty:
         return batch
     return jax.lax.with_sharding_constraint(batch, P(mesh.axis_names))
+
+
+def gathered(params, dtype):
+    """Inside a program: matrices in the compute type, whole on every device of the mesh.
+
+    Left to itself, the compiler may rather gather the activations that meet a cut matrix, which are
+    many times larger, or gather first and cast then. Gradients go back the same way: in `dtype`,
+    summed where they are cut.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1 or mesh.manual_axes:
+        return params
+    own = param_shardings(params, mesh)
+    return jax.tree.map(lambda x, s: _gathered(x, s.spec, dtype) if x.ndim > 1 else x, params, own)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, spec, dtype):
+    cast = jax.lax.with_sharding_constraint(x.astype(dtype), spec)
+    return jax.lax.with_sharding_constraint(cast, P())
+
+
+def _gathered_forward(x, spec, dtype):
+    return _gathered(x, spec, dtype), None
+
+
+def _gathered_backward(spec, dtype, _, gradient):
+    # Transposed, the constraint above would want the whole sum on every device.
+    return (jax.lax.with_sharding_constraint(gradient, spec).astype(jnp.float32),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def to_host(tree, mesh: Mesh):

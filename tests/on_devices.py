@@ -17,6 +17,7 @@ from evatok_jax import sharding
 from evatok_jax import train as training
 from evatok_jax.models.attention import attend
 from evatok_jax.models.discriminators import VirtualBatchNorm
+from evatok_jax.models.generator import Generator, GeneratorConfig
 from evatok_jax.models.rows import Rows
 
 
@@ -113,7 +114,30 @@ def rows_are_cut_by_the_axes_that_divide_them() -> None:
     assert sizes == {16: 2, 12: 3, 3: 3}, sizes
 
 
+def cut_layers_compute_what_whole_ones_do() -> None:
+    """A generator split 8 ways: loss and gradients as on one device."""
+    small = GeneratorConfig(16, (2, 4), 2, 3, width=256, layers=2, heads=4, ffn_multiple=1024)
+    model, rng = Generator(small), np.random.default_rng(0)
+    ids = rng.integers(0, 16, (8, 10)).astype(np.int32)
+    start = jax.jit(model.init)(jax.random.key(0), np.zeros(1, np.int32), ids[:1])
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), start)
+
+    def loss(params, ids):
+        return jnp.square(model.apply(params, jnp.zeros(8, jnp.int32), ids)).mean()
+
+    want = jax.jit(jax.value_and_grad(loss))(params, ids)
+    mesh = sharding.make_mesh(data=1, fsdp=8)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.param_shardings(params, mesh))
+        own = jax.device_put(ids, sharding.batch_sharding(mesh))
+        assert any(len(x.sharding.spec) for x in jax.tree.leaves(placed["params"]["layers"]))
+        got = jax.jit(jax.value_and_grad(loss))(placed, own)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0))
+
+
 if __name__ == "__main__":
+    cut_layers_compute_what_whole_ones_do()
     meshes_fit_the_devices()
     rows_are_cut_by_the_axes_that_divide_them()
     attention_stays_on_its_rows()

@@ -10,6 +10,7 @@ the clip is written whole, given frames included (EVATok sec. 4.1, Kinetics-600)
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,7 @@ from evatok_jax.models.attention import Cache, Rows, append, attend, empty_cache
 from evatok_jax.models.dropout import drop, split_keys
 from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sequence import Grammar
+from evatok_jax.sharding import gathered
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -169,7 +171,10 @@ class Generator(nn.Module):
         self.position_embedding = self.param(
             "position_embedding", NORMAL, (config.positions, config.width)
         )
-        layer = rematerialised(nn.remat, Layer, config.remat, prevent_cse=False)
+        layer = Layer
+        if not self.is_initializing():
+            layer = nn.map_variables(Layer, "params", partial(gathered, dtype=dtype))
+        layer = rematerialised(nn.remat, layer, config.remat, prevent_cse=False)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0},

@@ -20,14 +20,7 @@ from evatok_jax.models.attention import TRUNCATED, Cache, MultiHeadAttention, Ro
 from evatok_jax.models.positions import patch_places, query_places, sincos
 from evatok_jax.models.pyramid import pyramid
 from evatok_jax.models.quantizers import Quantized, make_quantizer
-from evatok_jax.models.ragged import (
-    Layout,
-    block_rows,
-    layout,
-    look_up,
-    take_firsts,
-    take_slots,
-)
+from evatok_jax.models.ragged import Layout, block_rows, layout, look_up, take_firsts, take_slots
 from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
 from evatok_jax.models.stems import make_stem

@@ -11,39 +11,20 @@ and pixels are random. Peak memory is the process's own, before --train.
 import argparse
 import json
 import resource
-import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention import LENGTHS, ROOM, rate, seconds
 
 from evatok_jax.flops import count_flops
 from evatok_jax.geometry import geometry
 from evatok_jax.models.build import build_router, build_tokenizer
 from evatok_jax.models.ragged import layout
 
-LENGTHS, ROOM = (256, 128, 256, 134), 896  # 774 tokens, what the paper's router spends on UCF-101
 CLIP = geometry("paper128").clip_shape
 KEY = jax.random.key(0)
-
-
-def timed(call, *args, repeats: int) -> float:
-    """Median seconds of a call."""
-    jax.block_until_ready(call(*args))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call(*args))
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
-
-
-def rate(dtype, repeats: int) -> float:
-    """Operations a second of a large matrix product."""
-    n = 4096 if jax.default_backend() == "cpu" else 16384
-    x = jnp.ones((n, n), dtype)
-    return 2 * n**3 / timed(jax.jit(jnp.matmul), x, x, repeats=repeats)
 
 
 def drawn(shapes):
@@ -55,7 +36,7 @@ def drawn(shapes):
 
 
 def report(name: str, function, args, dtype, options) -> None:
-    spent = timed(jax.jit(function), *args, repeats=options.repeats)
+    spent = seconds(function, args, options.repeats)
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     count = count_flops(jaxpr, [], recomputed=False).total()
     peak = rate(dtype, options.repeats)

@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -41,19 +39,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def param_shardings(tree, mesh: Mesh):
-    """Shardings of parameters and optimiser state: over `fsdp` where a cut stays aligned.
+    """Shardings of parameters and optimiser state, if `fsdp` cuts them at all.
 
-    The TPU lays the last two axes out in tiles of 8 x 128. Cutting an axis into pieces that are no
-    multiple of its tile turns gathers into padded all-reduces, so such a leaf stays whole.
+    Over as many devices as a cut stays aligned for: those of both axes, of `fsdp`, or of `data`.
+    The TPU lays the last two axes out in tiles, of 16 x 128 in bf16. Cutting an axis into pieces
+    that are no multiple of its tile turns gathers, and sums that are cut, into padded all-reduces,
+    so such a leaf stays whole.
     """
-    ways = mesh.shape["fsdp"]
+    if mesh.shape["fsdp"] == 1:
+        return jax.tree.map(lambda _: replicated(mesh), tree)
+    ways = {axes: math.prod(mesh.shape[axis] for axis in axes) for axes in (AXES, *zip(AXES))}
+    ways = sorted(ways.items(), key=lambda item: -item[1])
 
     def spec(leaf):
-        for axis in range(leaf.ndim - 1, -1, -1) if ways > 1 else ():
-            tile = {1: 128, 2: 8}.get(leaf.ndim - axis, 1)
-            if leaf.shape[axis] % (ways * tile) == 0:
-                return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
-        return NamedSharding(mesh, P())
+        for axes, count in ways:
+            for axis in range(leaf.ndim - 1, -1, -1):
+                tile = {1: 128, 2: 16}.get(leaf.ndim - axis, 1)
+                if leaf.shape[axis] % (count * tile) == 0:
+                    return NamedSharding(mesh, P(*[None] * axis, axes))
+        return replicated(mesh)
 
     return jax.tree.map(spec, tree)
 
@@ -89,36 +93,12 @@ def cut(batch):
     return jax.lax.with_sharding_constraint(batch, P(mesh.axis_names))
 
 
-def gathered(params, dtype):
-    """Inside a program: matrices in the compute type, whole on every device of the mesh.
-
-    Left to itself, the compiler may rather gather the activations that meet a cut matrix, which are
-    many times larger, or gather first and cast then. Gradients go back the same way: in `dtype`,
-    summed where they are cut.
-    """
+def splits(batch: int) -> bool:
+    """Whether under `jax.set_mesh` parameters are cut, and a batch of this size can be."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["fsdp"] == 1 or mesh.manual_axes:
-        return params
-    own = param_shardings(params, mesh)
-    return jax.tree.map(lambda x, s: _gathered(x, s.spec, dtype) if x.ndim > 1 else x, params, own)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x, spec, dtype):
-    cast = jax.lax.with_sharding_constraint(x.astype(dtype), spec)
-    return jax.lax.with_sharding_constraint(cast, P())
-
-
-def _gathered_forward(x, spec, dtype):
-    return _gathered(x, spec, dtype), None
-
-
-def _gathered_backward(spec, dtype, _, gradient):
-    # Transposed, the constraint above would want the whole sum on every device.
-    return (jax.lax.with_sharding_constraint(gradient, spec).astype(jnp.float32),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)
+    if mesh.empty or mesh.manual_axes or mesh.shape["fsdp"] == 1:
+        return False
+    return batch % mesh.size == 0
 
 
 def to_host(tree, mesh: Mesh):

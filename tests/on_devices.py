@@ -18,7 +18,10 @@ from evatok_jax import train as training
 from evatok_jax.models.attention import attend
 from evatok_jax.models.discriminators import VirtualBatchNorm
 from evatok_jax.models.generator import Generator, GeneratorConfig
+from evatok_jax.models.ragged import block_rows
 from evatok_jax.models.rows import Rows
+from evatok_jax.models.sizes import StackConfig
+from evatok_jax.models.tokenizer import QFormer, Side
 
 
 def accumulation_stays_on_its_device() -> None:
@@ -115,23 +118,47 @@ def rows_are_cut_by_the_axes_that_divide_them() -> None:
 
 
 def cut_layers_compute_what_whole_ones_do() -> None:
-    """A generator split 8 ways: loss and gradients as on one device."""
-    small = GeneratorConfig(16, (2, 4), 2, 3, width=256, layers=2, heads=4, ffn_multiple=1024)
-    model, rng = Generator(small), np.random.default_rng(0)
+    """Generator and Q-Former, parameters cut 8 and 4 ways: loss and gradients as on one device."""
+    rng = np.random.default_rng(0)
+    small = GeneratorConfig(16, (2, 4), 2, 3, width=256, layers=2, heads=4, remat="dots")
+    model = Generator(small)
     ids = rng.integers(0, 16, (8, 10)).astype(np.int32)
+    keys = jax.random.split(jax.random.key(1), 8)
     start = jax.jit(model.init)(jax.random.key(0), np.zeros(1, np.int32), ids[:1])
-    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), start)
 
-    def loss(params, ids):
-        return jnp.square(model.apply(params, jnp.zeros(8, jnp.int32), ids)).mean()
+    def loss(params, ids, keys):
+        return jnp.square(model.apply(params, jnp.zeros(8, jnp.int32), ids, keys)).mean()
 
-    want = jax.jit(jax.value_and_grad(loss))(params, ids)
-    mesh = sharding.make_mesh(data=1, fsdp=8)
+    split_equals_whole(loss, start, (ids, keys))
+
+    stack = QFormer(StackConfig(192, 2, 3), jnp.float32)
+    x, k, v, places = (rng.standard_normal((n, 6, 192), np.float32) for n in (8, 8, 8, 1))
+    rows = block_rows(8, 3, 2)
+    count = jnp.full(8, 6, jnp.int32)
+
+    def side(places, k, v, rows):  # of what layers share, some has the batch and some has not
+        return Side(rows, places, rows, k, v, count, count)
+
+    start = jax.jit(stack.init)(jax.random.key(0), x, side(places, k, v, rows))
+
+    def loss(params, x, k, v, rows):
+        given = side(params["places"], k, v, rows)
+        x, tapped, _ = stack.apply({"params": params["params"]}, x, given, tap=1)
+        return jnp.square(x).mean() + tapped.mean()
+
+    split_equals_whole(loss, {**start, "places": places}, (x, k, v, rows))
+
+
+def split_equals_whole(loss, params, batch) -> None:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), params)
+    want = jax.jit(jax.value_and_grad(loss))(params, *batch)
+    mesh = sharding.make_mesh(data=2, fsdp=4)
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.param_shardings(params, mesh))
-        own = jax.device_put(ids, sharding.batch_sharding(mesh))
-        assert any(len(x.sharding.spec) for x in jax.tree.leaves(placed["params"]["layers"]))
-        got = jax.jit(jax.value_and_grad(loss))(placed, own)
+        assert any(len(x.sharding.spec) for x in jax.tree.leaves(placed))
+        own = jax.device_put(batch, sharding.batch_sharding(mesh))
+        got = jax.jit(jax.value_and_grad(loss))(placed, *own)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 1.0))
 

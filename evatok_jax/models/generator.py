@@ -10,7 +10,6 @@ the clip is written whole, given frames included (EVATok sec. 4.1, Kinetics-600)
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,11 +17,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from evatok_jax.models.attention import Cache, Rows, append, attend, empty_cache
+from evatok_jax.models.attention import Cache, append, attend, empty_cache
 from evatok_jax.models.dropout import drop, split_keys
-from evatok_jax.models.remat import rematerialised
+from evatok_jax.models.rows import Rows, causal_share
 from evatok_jax.models.sequence import Grammar
-from evatok_jax.sharding import gathered
+from evatok_jax.models.stack import Stack
 
 NORMAL = nn.initializers.normal(0.02)
 
@@ -106,25 +105,29 @@ class Layer(nn.Module):
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
 
-        def dense(features, axis=-1):
-            return nn.DenseGeneral(features, axis, use_bias=False, dtype=dtype, kernel_init=NORMAL)
+        def dense(features):
+            return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=NORMAL)
 
-        heads = (config.heads, config.width // config.heads)
         self.attention_norm = nn.RMSNorm(1e-5, jnp.float32)
-        self.qkv = dense((3, *heads))
-        self.out = dense(config.width, axis=(-2, -1))
+        self.q, self.k, self.v = (dense(config.width) for _ in range(3))
+        self.out = dense(config.width)
         self.ffn_norm = nn.RMSNorm(1e-5, jnp.float32)
-        self.gate_up = dense((2, config.ffn_width))
+        self.gate, self.up = dense(config.ffn_width), dense(config.ffn_width)
         self.down = dense(config.width)
 
     def project(self, x):
-        qkv = self.qkv(self.attention_norm(x))
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        x = self.attention_norm(x)
+        parts = (project(x) for project in (self.q, self.k, self.v))
+        return [part.reshape(*x.shape[:-1], self.config.heads, -1) for part in parts]
 
     @jax.named_scope("ffn")
     def ffn(self, x):
-        gate_up = self.gate_up(self.ffn_norm(x))
-        return self.down(nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1])
+        x = self.ffn_norm(x)
+        return self.down(nn.silu(self.gate(x)) * self.up(x))
+
+    def attended(self, q, k, v, queries: Rows, keys: Rows):
+        x = attend(q, k, v, queries, keys, backend=self.config.attention)
+        return self.out(x.reshape(*x.shape[:-2], -1))
 
     def __call__(
         self,
@@ -134,7 +137,7 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """The whole sequence at once; returns x and nothing, as `nn.scan` wants it."""
         residual_keys, ffn_keys = (None, None) if keys is None else keys
-        out = self.out(attend(*self.project(x), rows, rows, backend=self.config.attention))
+        out = self.attended(*self.project(x), rows, rows)
         x = x + drop(out, self.config.residual_dropout, residual_keys)
         return x + drop(self.ffn(x), self.config.ffn_dropout, ffn_keys), None
 
@@ -150,7 +153,7 @@ class Layer(nn.Module):
         cache = append(cache, k, v, *spread)
         k, v = (rearrange(part, "(b h) m 1 d -> b m h d", h=heads) for part in (cache.k, cache.v))
         keys = jax.tree.map(lambda each: each[::heads], cache.rows)
-        x = x + self.out(attend(q, k, v, rows, keys, backend=self.config.attention))
+        x = x + self.attended(q, k, v, rows, keys)
         return x + self.ffn(x), cache
 
 
@@ -171,18 +174,15 @@ class Generator(nn.Module):
         self.position_embedding = self.param(
             "position_embedding", NORMAL, (config.positions, config.width)
         )
-        layer = Layer
-        if not self.is_initializing():
-            layer = nn.map_variables(Layer, "params", partial(gathered, dtype=dtype))
-        layer = rematerialised(nn.remat, layer, config.remat, prevent_cse=False)
-        self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+        self.layers = Stack(
+            Layer,
+            (config,),
+            config.layers,
+            dtype,
             in_axes=(nn.broadcast, 0),
-            length=config.layers,
+            remat=config.remat,
             unroll=config.unroll,
-        )(config)
+        )
         self.norm = nn.RMSNorm(1e-5, jnp.float32)
         self.head = self.param("head", nn.initializers.zeros, (config.width, config.grammar.vocab))
         self.dtype = dtype
@@ -258,7 +258,8 @@ class Generator(nn.Module):
                 unlabelled, config.class_token(jnp.int32(config.num_classes)), inputs
             )
         x = drop(self.embed(inputs, position), config.token_dropout, token_keys)
-        x, _ = self.layers(x, Rows(segment, position), layer_keys)
+        rows = Rows(segment, position, causal_share(inputs.shape[1]))
+        x, _ = self.layers(x, rows, layer_keys)
         return x
 
     def decode_step(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from evatok_jax.models.attention import Rows
+from evatok_jax.models.rows import Rows, causal_share
 
 
 @flax.struct.dataclass
@@ -48,7 +48,8 @@ class Layout:
     @property
     def rows(self) -> Rows:
         """Descriptor for block-causal attention."""
-        return Rows(self.segment, self.block)
+        blocks = self.lengths.shape[1] // self.clips
+        return Rows(self.segment, self.block, causal_share(blocks, self.clips))
 
     @property
     def clip(self) -> jax.Array:
@@ -106,7 +107,8 @@ def block_rows(
     order = jnp.repeat(jnp.arange(blocks, dtype=jnp.int32), per_block) + first_block
     segment = jnp.repeat(jnp.arange(clips, dtype=jnp.int32), len(order))
     shape = (batch // clips, len(segment))
-    return Rows(*(jnp.broadcast_to(x, shape) for x in (segment, jnp.tile(order, clips))))
+    ids = (jnp.broadcast_to(x, shape) for x in (segment, jnp.tile(order, clips)))
+    return Rows(*ids, causal_share(blocks, clips))
 
 
 def take_slots(per_block: Float[Array, "b t k d"], rows: Layout) -> Float[Array, "r s d"]:

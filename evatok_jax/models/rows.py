@@ -20,10 +20,18 @@ class Rows:
     Attributes:
       segment: int32 [b, n], which clip of the row; -1 for padding and unwritten cache.
       order: int32 [b, n], a query sees keys of its segment whose order is not later than its own.
+      share: of pairs of positions, about how many see each other, as far as that is known without
+        the descriptors; for estimates of what attention costs, nothing else.
     """
 
     segment: jax.Array
     order: jax.Array
+    share: float = flax.struct.field(pytree_node=False, default=1.0)
+
+
+def causal_share(steps: int, segments: int = 1) -> float:
+    """`Rows.share` of as many equal segments, each of `steps` equal steps of its order."""
+    return (steps + 1) / (2 * steps * segments)
 
 
 def visible(queries: Rows, keys: Rows) -> Bool[Array, "*b n m"]:

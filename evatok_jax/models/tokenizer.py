@@ -21,8 +21,8 @@ from evatok_jax.models.positions import patch_places, query_places, sincos
 from evatok_jax.models.pyramid import pyramid
 from evatok_jax.models.quantizers import Quantized, make_quantizer
 from evatok_jax.models.ragged import Layout, block_rows, layout, look_up, take_firsts, take_slots
-from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import CNNS, CnnConfig, StackConfig
+from evatok_jax.models.stack import Stack
 from evatok_jax.models.stems import make_stem
 
 
@@ -185,19 +185,19 @@ class QFormer(nn.Module):
     @nn.compact
     def __call__(self, x, side: Side, cache: StepCache | None = None, tap: int = 0):
         """x after all layers and after layer `tap` (None for 0), and the cache."""
-        layer = rematerialised(nn.remat, QFormerLayer, self.remat, prevent_cse=False)
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+        layers = Stack(
+            QFormerLayer,
+            (self.stack, self.dtype, self.qk_norm, self.backend),
+            self.stack.layers,
+            self.dtype,
             in_axes=(nn.broadcast, nn.broadcast, 0, 0),
-            length=self.stack.layers,
-            unroll=min(self.unroll, self.stack.layers),
+            remat=self.remat,
+            unroll=self.unroll,
+            name="layers",
         )
         numbers = 1 + jnp.arange(self.stack.layers)
-        (x, tapped), cache = layers(
-            self.stack, self.dtype, self.qk_norm, self.backend, name="layers"
-        )((x, x if tap else None), side, jnp.asarray(tap), numbers, cache)
+        carry, args = (x, x if tap else None), (side, jnp.asarray(tap), numbers, cache)
+        (x, tapped), cache = layers(carry, *args, split=cache is None)
         return x, tapped, cache
 
     def empty_cache(self, batch: int, queries: int, references: int) -> StepCache:

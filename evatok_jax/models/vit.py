@@ -10,8 +10,8 @@ from evatok_jax.models.attention import TRUNCATED, MultiHeadAttention
 from evatok_jax.models.dropout import drop, split_keys
 from evatok_jax.models.positions import patch_places, sincos
 from evatok_jax.models.ragged import block_rows
-from evatok_jax.models.remat import rematerialised
 from evatok_jax.models.sizes import StackConfig
+from evatok_jax.models.stack import Stack
 
 NORMAL = nn.initializers.truncated_normal(0.02)
 
@@ -91,12 +91,14 @@ class ViT(nn.Module):
         x = x + positions.astype(dtype)
         if keys is not None:
             keys = split_keys(keys, 2 * stack.layers).reshape(stack.layers, 2, -1)
-        layers = nn.scan(
-            rematerialised(nn.remat, ViTLayer, self.remat, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+        layers = Stack(
+            ViTLayer,
+            (stack, self.dropout, dtype, self.attention),
+            stack.layers,
+            dtype,
             in_axes=(nn.broadcast, 0),
-            length=stack.layers,
-        )(stack, self.dropout, dtype, self.attention, name="layers")
+            remat=self.remat,
+            name="layers",
+        )
         x, _ = layers(x, block_rows(b, 1, n + 1), keys)
         return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(x)

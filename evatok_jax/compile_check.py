@@ -110,7 +110,7 @@ def check(
             compiled = traced.program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _refused(str(error), config, topology, len(devices), sample) from error
-    text = compiled.as_text()
+    program = Program(compiled.as_text(), [device.coords for device in mesh.devices.flat])
     memory = _memory(compiled.memory_analysis())
     if memory["total"] > chip.memory:
         hints = advice(config, len(devices), sample)
@@ -126,7 +126,7 @@ def check(
         "static_size": traced.static,
         "fits": True,
         "memory_bytes": memory | {"usable": int(chip.memory)},
-        **compile_report.times(Program(text), chip, names, traced.flops, traced.ideal_ms),
+        **compile_report.times(program, chip, names, traced.flops, traced.ideal_ms),
         "versions": _versions("evatok_jax", "jax", "libtpu"),
     }
 

@@ -6,8 +6,10 @@ none, so those come with their bytes and operations instead.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from evatok_jax.hlo import Module, Operation, size_of
 from evatok_jax.tpu import Chip
@@ -44,6 +46,8 @@ class Work:
       cycles: the compiler's estimate of one run.
       flops, bytes: of one run; a kernel's own count, the size of what a collective makes or takes.
       sent: bytes that each chip sends in one run of a collective, in a ring.
+      axes: of the torus, along which the chips of a collective differ.
+      channel: of a collective; spread: whether it is a piece of one.
     """
 
     kind: str
@@ -54,6 +58,9 @@ class Work:
     flops: int = 0
     bytes: int = 0
     sent: float = 0.0
+    axes: int = 1
+    channel: str = ""
+    spread: bool = False
 
 
 def price(work: Work, chip: Chip) -> float:
@@ -62,19 +69,20 @@ def price(work: Work, chip: Chip) -> float:
         return max(work.flops / (KERNEL_SHARE * chip.flops), work.bytes / chip.bandwidth)
     if work.kind == "collective":
         links = 1 if work.name == "collective-permute" else chip.links
-        return LATENCY + work.sent / (links * chip.link)
+        return LATENCY + work.sent / (links * work.axes * chip.link)
     return work.cycles / chip.clock
 
 
 class Program:
     """A scheduled program as a list of what takes time.
 
-    `notes` hold what the list leaves open: branches that do not count, loops of unknown length,
-    kernels without a count of their own.
+    `places` are where its devices stand in the torus, in their order; without them all stand along
+    one axis. `notes` hold what the list leaves open: branches that do not count, loops of unknown
+    length, kernels without a count of their own.
     """
 
-    def __init__(self, text: str):
-        self.module = Module(text)
+    def __init__(self, text: str, places: Sequence[tuple[int, ...]] = ()):
+        self.module, self.places = Module(text), places
         self.notes: set[str] = set()
 
     def work(self, seconds: Callable[[Work], float]) -> list[Work]:
@@ -83,7 +91,7 @@ class Program:
         Of the branches of a conditional it takes the dearest, by the `seconds` of one run.
         """
         self.notes = set()
-        return self._all(self.module.entry, "", seconds)
+        return _once(self._all(self.module.entry, "", seconds))
 
     def _all(self, computation: str, scope: str, seconds) -> list[Work]:
         found = []
@@ -151,12 +159,25 @@ class Program:
 
     def _collective(self, computation, operation: Operation, kind: str, scope: str) -> Work:
         taken, made = self._taken(computation, operation), self._made(computation, operation)
-        whole, n = max(taken, made), self._group(operation)
+        whole = max(taken, made)
+        chips = group(operation.attributes, self.module.partitions)
         if kind == "collective-permute":
             whole = sent = taken
         else:
-            sent = (2 if kind == "all-reduce" else 1) * whole * (n - 1) / n
-        return Work("collective", kind, scope, 1, bytes=whole, sent=float(sent))
+            sent = (2 if kind == "all-reduce" else 1) * whole * (len(chips) - 1) / len(chips)
+        axes = 1
+        if self.places and kind != "collective-permute":
+            sides = zip(*(self.places[chip] for chip in chips), strict=True)
+            axes = max(1, sum(len(set(side)) > 1 for side in sides))
+        channel = re.search(r"channel_id=(\d+)", operation.attributes)
+        return Work(
+            *("collective", kind, scope, 1),
+            bytes=whole,
+            sent=float(sent),
+            axes=axes,
+            channel=channel[1] if channel else "",
+            spread=computation.startswith("async_collective_fusion"),
+        )
 
     def _kernel(self, computation, operation: Operation, scope: str) -> Work:
         given = re.search(r'"cost_estimate": ?\{([^}]*)\}', operation.attributes)
@@ -184,16 +205,50 @@ class Program:
         also = self._taken(computation, operation) if started else 0
         return size_of(operation.shape) - also
 
-    def _group(self, operation: Operation) -> int:
-        """How many chips take part together."""
-        text = operation.attributes
-        mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", text)
-        if mesh:
-            sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-            axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
-            return math.prod(int(part or sizes[axis]) for axis, part in axes)
-        counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=", text)
-        if counted:
-            return int(counted[1])
-        listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
-        return len(listed[1].split(",")) if listed else self.module.partitions
+
+def group(text: str, partitions: int) -> list[int]:
+    """Chips that take part in a collective together: its first group, from its attributes."""
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{(.*?)\}", text)
+    if mesh:
+        taken = dict(re.findall(r"'(\w+)'(?::\((\d+\)\d+))?", mesh[3]))
+        view, chosen = [], []
+        for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1]):
+            if taken.get(axis):  # a part of the axis, that goes round once for each step before it
+                before, part = map(int, taken[axis].split(")"))
+                view += [before, part, int(size) // before // part]
+                chosen += [0, slice(None), 0]
+            else:
+                view += [int(size)]
+                chosen += [slice(None) if axis in taken else 0]
+        chips = _numbers(mesh[2] or f"[{partitions}]").reshape(view)
+        return chips[tuple(chosen)].ravel().tolist()
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text)
+    if counted:
+        return _numbers(counted[2])[: int(counted[1])].tolist()
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+    return [int(chip) for chip in listed[1].split(",")] if listed else list(range(partitions))
+
+
+def _numbers(text: str) -> np.ndarray:
+    """Numbers as a program lists them: "[4,2]T(1,0)" are 0 to 7, as columns of a 4 x 2 matrix."""
+    shape, order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    shape = [int(size) for size in shape.split(",")]
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    return numbers.transpose([int(i) for i in order.split(",")] if order else None).ravel()
+
+
+def _once(work: list[Work]) -> list[Work]:
+    """Collectives in pieces as one each.
+
+    libtpu spreads one that runs beside a computation over several of its fusions, the first and the
+    last perhaps outside a loop; it runs as often as the rarest of them.
+    """
+
+    def key(one: Work):
+        return one.name, one.channel, one.bytes, one.scope
+
+    pieces = {key(one): [] for one in work if one.spread}
+    for one in work:
+        pieces.get(key(one), []).append(one)
+    whole = {name: min(found, key=lambda one: one.times) for name, found in pieces.items()}
+    return [one for one in work if key(one) not in pieces] + list(whole.values())

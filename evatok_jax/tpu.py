@@ -53,6 +53,7 @@ CHIPS = {
 }
 # What libtpu, as it starts, would ask a cloud service, and complain of where there is none.
 NOWHERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it uses no TPU that another process could want
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from evatok_jax import tpu
-from evatok_jax.costs import LATENCY, Program, price
+from evatok_jax.costs import LATENCY, Program, group, price
 from evatok_jax.hlo import size_of
 
 # Compiled for v5e:2x2 by libtpu 0.0.42, and shortened: x [4096, 4096] by w, bf16, both in quarters
@@ -181,21 +181,56 @@ def test_an_inner_loop_may_begin_at_a_number_of_the_outer_state():
     assert not program.notes
 
 
+TURNED = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
 @pytest.mark.parametrize(
     ("groups", "members"),
     [
-        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
-        ("replica_groups=[4,2]<=[8]", 2),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
-        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
-        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'a','b'}", 8),
-        ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", 2),
-        ("replica_groups={}", 8),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[8]", [0, 1]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), use_global_device_ids=true", [0, 4]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'a'}", [0, 2]),
+        (
+            "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b'}",
+            [0, 2, 4, 6, 1, 3, 5, 7],
+        ),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", [0, 2]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b':(2)2}", [0, 1]),
+        ("replica_groups={}", list(range(8))),
     ],
 )
 def test_every_way_to_write_groups(groups, members):
+    assert group(groups, 8) == members
     (work,) = wrapped(f"  ROOT %r = f32[8]{{0}} all-reduce(%x), {groups}, to_apply=%a").work(cost)
-    assert work.sent == 2 * 32 * (members - 1) / members
+    assert work.sent == 2 * 32 * (len(members) - 1) / len(members)
+
+
+def test_a_group_sends_along_all_axes_in_which_its_chips_differ():
+    """Eight chips as 4 x 2: four along one axis take twice as long as all along both would."""
+    places = [(chip % 4, chip // 4) for chip in range(8)]
+    for groups, axes in (("{{0,1,2,3},{4,5,6,7}}", 1), ("{{0,4},{1,5}}", 1), ("{}", 2)):
+        line = f"  ROOT %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%a"
+        program = wrapped(line)
+        program.places = places
+        (work,) = program.work(cost)
+        assert work.axes == axes
+        assert price(work, V5E) == LATENCY + work.sent / (V5E.links * axes * V5E.link)
+
+
+REDUCE = "  ROOT %r = f32[8]{0} all-reduce(%x), channel_id=7, replica_groups={}, to_apply=%a\n"
+
+
+def test_pieces_of_a_collective_are_one():
+    """What runs beside a computation is in several fusions; others may share its channel."""
+    sizes = {"fused": 8, "async_collective_fusion.1": 8, "async_collective_fusion.2": 8, "last": 16}
+    made = ""
+    for name, size in sizes.items():
+        made += computation(name, REDUCE.replace("[8]", f"[{size}]"))
+    calls = [f"%f.{name} = f32[8]{{0}} fusion(%x), calls=%{name}" for name in sizes]
+    work = wrapped("  " + "\n  ".join(calls).replace("%f.last", "ROOT %f.last"), made).work(cost)
+    assert sorted(one.bytes for one in work) == [32, 64]
 
 
 def test_a_started_collective_counts_once_at_its_size():

@@ -33,39 +33,39 @@ def attend(
     too, it wants check_vma=False: neither says along which axes of the mesh its results vary. Where
     "pallas" meets no TPU, its kernels are interpreted, which is for tests.
     """
-    return _attend(kind, q, k, v, *jax.tree.leaves((queries, keys)))
+    return _attend(kind, queries.share, q, k, v, *jax.tree.leaves((queries, keys)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(kind, q, k, v, *ids):
-    return _run(kind, pallas.forward, blocked.forward, q, k, v, *ids)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(kind, share, q, k, v, *ids):
+    return _run(kind, share, pallas.forward, blocked.forward, q, k, v, *ids)[0]
 
 
-def _forward(kind, q, k, v, *ids):
-    results = _run(kind, pallas.forward, blocked.forward, q, k, v, *ids)
+def _forward(kind, share, q, k, v, *ids):
+    results = _run(kind, share, pallas.forward, blocked.forward, q, k, v, *ids)
     out, log_total = map(attention_result, results)
     return out, (q, k, v, ids, out, log_total)
 
 
-def _backward(kind, kept, grad):
+def _backward(kind, share, kept, grad):
     q, k, v, ids, out, log_total = kept
     # What the gradient of each weight is compared with: their mean, as the query weighs them.
     # Elementwise: products of matrices round their fp32 factors on a TPU.
     mean = (grad.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     args = (q, k, v, *ids, log_total, mean, grad)
-    gradients = _run(kind, pallas.backward, blocked.backward, *args)
+    gradients = _run(kind, share, pallas.backward, blocked.backward, *args)
     return (*gradients, *[None] * len(ids))
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _run(kind: str, kernel: Callable, plain: Callable, *args):
+def _run(kind: str, share: float, kernel: Callable, plain: Callable, *args):
     """One pass, forward or backward, by a kernel or in plain XLA."""
 
     def on_rows(function):
         def call(q, k, v, *rest):
-            return function(q, k, v, Rows(*rest[:2]), Rows(*rest[2:4]), *rest[4:])
+            return function(q, k, v, Rows(*rest[:2], share), Rows(*rest[2:4]), *rest[4:])
 
         return call
 

@@ -160,10 +160,10 @@ def _launch(
     )(*(x.reshape(-1) for x in span(needed)), *arrays)
 
 
-def _cost(products: int, q, k, arrays) -> pl.CostEstimate:
-    """Of so many matrix products of the size of all logits: as if every tile were needed."""
+def _cost(products: int, q, k, queries: Rows, arrays) -> pl.CostEstimate:
+    """Of so many matrix products of the size of all logits of pairs that see each other."""
     b, n, h, d = q.shape
-    logits = b * h * n * k.shape[1]
+    logits = round(b * h * n * k.shape[1] * queries.share)
     moved = sum(x.size * x.dtype.itemsize for x in arrays)
     return pl.CostEstimate(
         flops=2 * products * logits * d, transcendentals=logits, bytes_accessed=moved
@@ -322,7 +322,7 @@ def forward(
         [pltpu.VMEM((plan.channels, plan.query_tile), jnp.float32)],
         plan=plan,
         name="attention_forward",
-        cost=_cost(2, q, k, [*arrays, wide]),
+        cost=_cost(2, q, k, queries, [*arrays, wide]),
         in_turn=False,
         interpret=interpret,
     )
@@ -369,7 +369,7 @@ def backward(
         ],
         plan=plan,
         name="attention_backward",
-        cost=_cost(5, q, k, [*arrays, wide, wide_k, wide_v]),
+        cost=_cost(5, q, k, queries, [*arrays, wide, wide_k, wide_v]),
         in_turn=True,
         interpret=interpret,
     )

@@ -81,6 +81,7 @@ def parts(stage: TokenizerStage, params, state, frozen, batch, static):
             keys[1],
             loss.lpips_frames,
             loss.lpips_net,
+            jnp.dtype(loss.lpips_dtype),
         )
 
     def alignment(learnt, frozen, video):

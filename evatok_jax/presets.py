@@ -152,6 +152,7 @@ def tokenizer_config(args) -> ConfigDict:
                 entropy=0.02,
                 kl=1e-6,
                 lpips_net="vgg",
+                lpips_dtype="float32" if little else "bfloat16",  # of its convolutions
                 lpips_frames=1 if little else 0,  # random frames of a clip; 0 is all
                 lpips_clips=max(args.batch // 4, 1) if little else 0,  # clips of a batch; 0 is all
             ),

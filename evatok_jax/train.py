@@ -64,17 +64,28 @@ def init_state(stage: Stage, optimizers, rng, batch) -> TrainState:
     )
 
 
-def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumulate: int = 1):
+def make_step(
+    stage: Stage,
+    optimizers,
+    groups: tuple[str, ...],
+    static,
+    accumulate: int = 1,
+    waiting: tuple[str, ...] = (),
+):
     """One step in which `groups` learn: (state, frozen, batch, rng) -> (state, metrics).
 
     Each group's gradient is of its own loss; groups that rest are arguments only, so their backward
-    pass is not paid.
+    pass is not paid, and groups that are `waiting` for their start need not be looked at.
     """
 
-    def gradients(params, state, frozen, batch, rng, step):
+    def gradients(params, state, frozen, batch, rng):
         def total(active):
             losses, new, metrics = stage.losses(
-                {**params, **active}, state, frozen, batch, rng, step, groups=groups, static=static
+                {**params, **active},
+                *(state, frozen, batch, rng),
+                groups=groups,
+                waiting=waiting,
+                static=static,
             )
             # One backward pass for all: the stage stops gradients between groups, so the sum's
             # gradient by a group is that of its own loss.
@@ -84,9 +95,9 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
         grads, (losses, new, metrics) = jax.grad(total, has_aux=True)(active)
         return grads, new, {**metrics, **{f"loss/{g}": losses[g] for g in groups}}
 
-    def accumulated(params, state, frozen, batch, rng, step):
+    def accumulated(params, state, frozen, batch, rng):
         def micro(carry, one):
-            grads, new, metrics = gradients(params, carry, frozen, *one, step)
+            grads, new, metrics = gradients(params, carry, frozen, *one)
             return new, (grads, metrics)
 
         def split(x):  # every k-th row, so that each part lies on all devices as the batch does
@@ -101,7 +112,7 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
     def step_fn(ts: TrainState, frozen, batch, rng):
         rng = jax.random.fold_in(rng, ts.step)
         work = gradients if accumulate == 1 else accumulated
-        grads, state, metrics = work(ts.params, ts.state, frozen, batch, rng, ts.step)
+        grads, state, metrics = work(ts.params, ts.state, frozen, batch, rng)
         params, opt, ema, updates = dict(ts.params), dict(ts.opt), dict(ts.ema), dict(ts.updates)
         for group in groups:
             with jax.named_scope(OPTIMISER):
@@ -127,7 +138,7 @@ def make_step(stage: Stage, optimizers, groups: tuple[str, ...], static, accumul
 
 
 class Steps:
-    """Compiled steps, one for each set of learning groups and static sizes."""
+    """Compiled steps, one for each set of learning and waiting groups and static sizes."""
 
     def __init__(self, stage: Stage, optimizers, shardings, accumulate: int = 1):
         self._stage, self._optimizers = stage, optimizers
@@ -145,9 +156,13 @@ class Steps:
 
     def __call__(self, step: int, static):
         """The step number `step`."""
-        key = (self.groups(step), static)
+        groups = self.groups(step)
+        waiting = tuple(group for group, start in self._stage.starts.items() if step <= start)
+        key = (groups, waiting, static)
         if key not in self._compiled:
-            fn = make_step(self._stage, self._optimizers, *key, self._accumulate)
+            fn = make_step(
+                *(self._stage, self._optimizers, groups, static, self._accumulate, waiting)
+            )
             self._compiled[key] = jax.jit(
                 fn, donate_argnums=0, out_shardings=(self._shardings, None)
             )

@@ -47,7 +47,7 @@ class ToyStage(BaseStage):
             "seen": jnp.zeros(())
         }
 
-    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+    def losses(self, params, state, frozen, batch, rng, *, groups, waiting, static):
         noise = jax.vmap(lambda k: jax.random.normal(k))(sample_keys(rng, batch))
         hidden = jnp.tanh(batch["x"] @ params["model"]["kernel"] + params["model"]["bias"])
         error = (hidden.sum(axis=1) + 0.01 * noise - batch["y"]) ** 2

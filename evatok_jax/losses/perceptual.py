@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from evatok_jax.pretrained.lpips import lpips
@@ -14,10 +15,12 @@ def frame_lpips(
     keys: Key[Array, " b"],
     frames: int,
     net: str = "vgg",
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, ""]:
     """Mean LPIPS of `frames` random frames of each clip, or of all of them for frames = 0.
 
     Pixels are in [-0.5, 0.5]. Each clip draws its frames by its own key, without repetition.
+    `dtype` is that of the convolutions.
     """
     if frames:
 
@@ -27,4 +30,4 @@ def frame_lpips(
         index = jax.vmap(pick)(keys)[:, :, None, None, None]
         real, fake = (jnp.take_along_axis(x, index, axis=1) for x in (real, fake))
     real, fake = (2.0 * x.reshape(-1, *x.shape[2:]) for x in (real, fake))
-    return lpips(params, real, fake, net).mean()
+    return lpips(params, real, fake, net, dtype).mean()

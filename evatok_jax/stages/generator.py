@@ -114,7 +114,7 @@ class GeneratorStage(BaseStage):
         params = self.model.init(rng, jnp.zeros(1, jnp.int32), ids, None, condition)["params"]
         return {"generator": params}, {}
 
-    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+    def losses(self, params, state, frozen, batch, rng, *, groups, waiting, static):
         """Plain next-token cross-entropy, length tokens included."""
         kind, config = batch["kind"], self.model.config
         logits = self.model.apply(

@@ -74,7 +74,7 @@ class RouterStage(BaseStage):
             params = {**params, "head": {"kernel": jnp.zeros_like(head["kernel"]), "bias": bias}}
         return {"router": params}, {}
 
-    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+    def losses(self, params, state, frozen, batch, rng, *, groups, waiting, static):
         """Cross-entropy with the best assignment, or with the softened rewards."""
         with jax.named_scope("router"):
             logits = self.model.apply(

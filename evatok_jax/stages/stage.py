@@ -67,11 +67,21 @@ class Stage(Protocol):
         """The frozen networks: arguments of the step, never closed over."""
 
     def losses(
-        self, params, state, frozen, batch, rng, step, *, groups: tuple[str, ...], static: Hashable
+        self,
+        params,
+        state,
+        frozen,
+        batch,
+        rng,
+        *,
+        groups: tuple[str, ...],
+        waiting: tuple[str, ...],
+        static: Hashable,
     ) -> tuple[dict[str, Any], Tree, dict[str, Any]]:
         """Losses by group (for the groups that learn now), the new state, and metrics.
 
-        A loss must stop its gradient towards the parameters of the other groups.
+        `waiting` are groups whose start has not come. A loss must stop its gradient towards the
+        parameters of the other groups.
         """
 
     def after_update(self, train_state, metrics):

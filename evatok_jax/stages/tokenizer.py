@@ -218,7 +218,7 @@ class TokenizerStage(BaseStage):
     SCOPES = ("autoencoder", "perceptual", "alignment", "fooling", "judging")
     INNER = ("encoder", "decoder", "quantizer", "attend")
 
-    def losses(self, params, state, frozen, batch, rng, step, *, groups, static):
+    def losses(self, params, state, frozen, batch, rng, *, groups, waiting, static):
         """L_vqgan + 0.7 L_align + 0.02 L_entropy (EVATok Eq. 1), and the discriminator's."""
         weights, learns = self.config.loss, "discriminator" in groups
         video, keys = to_model(batch["video"]), sample_keys(rng, batch)
@@ -244,6 +244,7 @@ class TokenizerStage(BaseStage):
                 keys[1, :scored],
                 weights.lpips_frames,
                 weights.lpips_net,
+                jnp.dtype(weights.lpips_dtype),
             )
         parts = {"l1": jnp.abs(fake - video).mean(), "lpips": lpips, **q.losses}
         loss = sum(weights[name] * value for name, value in parts.items())
@@ -256,8 +257,11 @@ class TokenizerStage(BaseStage):
             losses["alignment"] = self.config.alignment.weight * metrics["alignment"]
         if self.adversary:
             judge, memory = params["discriminator"], state["adversary"]
-            with jax.named_scope("fooling"):
-                fooled, seen = self._fool(judge, memory, frozen, fake, keys[2], step)
+            fooled = jnp.zeros(())
+            if "discriminator" not in waiting:
+                with jax.named_scope("fooling"):
+                    seen = self.adversary.look(frozen, fake, keys[2])
+                    fooled = self.adversary.fool(judge, memory, seen)
             metrics["adversarial"] = fooled
             loss = loss + self.config.adversary.weight * fooled
         if learns:
@@ -279,23 +283,6 @@ class TokenizerStage(BaseStage):
             "code_usage": jnp.mean(q.usage > 0, dtype=jnp.float32),
         }
         return {"tokenizer": loss, **losses}, state, metrics
-
-    def _fool(self, judge, state, frozen, fake, keys, step):
-        """The adversarial loss and what the judge sees; before the start, 0 at no cost."""
-        start = self.config.adversary.start
-
-        def looked(fake):
-            seen = self.adversary.look(frozen, fake, keys)
-            return self.adversary.fool(judge, state, seen), seen
-
-        if not start:
-            return looked(fake)
-
-        def idle(fake):
-            shapes = jax.eval_shape(looked, fake)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        return jax.lax.cond(step >= start, looked, idle, fake)
 
     def after_update(self, train_state, metrics):
         """Moves dead codes to latents of this batch, in the parameters and in their average."""

@@ -9,6 +9,7 @@ import pytest
 
 from evatok_jax import train as training
 from evatok_jax.config import load_config
+from evatok_jax.flops import flops_by_scope
 from evatok_jax.geometry import geometry
 from evatok_jax.presets import add_adversary, add_alignment
 from evatok_jax.pretrained import lpips
@@ -167,25 +168,22 @@ def test_every_quantizer_has_its_place_in_the_step(kind, batch):
     assert losses[kind] in metrics and "loss/tokenizer" in metrics
 
 
-def test_before_its_start_the_adversary_says_nothing(runs):
-    run = runs["transformer"]
-    waiting = make_stage("transformer")
-    waiting.config.adversary.start = 3
-    judge, memory = run.state.params["discriminator"], run.state.state["adversary"]
-    fake, keys = jnp.zeros((2, *G.clip_shape)), jax.random.split(jax.random.key(0), 2)
-
-    @jax.jit
-    def fooled(fake, step):
-        return jax.value_and_grad(
-            lambda fake: waiting._fool(judge, memory, run.frozen, fake, keys, step)[0]
-        )(fake)
-
-    loss, gradient = fooled(fake, 2)
-    assert loss == 0 and not gradient.any()
-    loss, gradient = fooled(fake, 3)
-    want, _ = run.stage._fool(judge, memory, run.frozen, fake, keys, 3)
-    np.testing.assert_allclose(loss, want, rtol=1e-5)
-    assert gradient.any()
+def test_before_its_start_nobody_asks_the_adversary(runs):
+    """Not even its forward pass is in those steps; from then on it is in every one."""
+    run, stage = runs["transformer"], make_stage("transformer")
+    stage.config.adversary.update(start=3, every=2)
+    stage = load_stage(stage.config)
+    steps = training.Steps(stage, stage.optimizers(10), None)
+    arguments = run.state, run.frozen, run.batch, KEY
+    judged = []
+    for number in (3, 4, 5):
+        step = steps(number, G.blocks * LEVEL)
+        flops = flops_by_scope(step, *arguments, scopes=stage.SCOPES)
+        judged.append([flops[part] > 0 for part in ("fooling", "judging")])
+        _, metrics = jax.eval_shape(step, *arguments)
+        assert "adversarial" in metrics
+    assert judged == [[False, False], [True, True], [True, False]]
+    assert len(steps) == 3
 
 
 def test_phi_may_stand_on_the_teacher(run):

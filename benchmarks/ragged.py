@@ -43,8 +43,12 @@ KEY = jax.random.key(0)
 
 
 def adaptive(clips: int, rng, chances=CHANCES) -> np.ndarray:
-    """Lengths [clips, blocks], drawn block by block."""
-    return rng.choice(G.levels, (clips, G.blocks), p=chances).astype(np.int32)
+    """Lengths [clips, blocks], drawn block by block until they have the mean of their chances."""
+    mean = G.blocks * np.dot(G.levels, chances)
+    while True:
+        lengths = rng.choice(G.levels, (clips, G.blocks), p=chances).astype(np.int32)
+        if abs(lengths.sum(axis=1).mean() - mean) <= 0.01 * mean:
+            return lengths
 
 
 def layouts(clips: int, chances=CHANCES) -> dict[str, tuple[np.ndarray, int, int]]:

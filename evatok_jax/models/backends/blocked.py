@@ -19,44 +19,58 @@ from evatok_jax.models.rows import (
     visible,
 )
 
-# Positions. All heads of a tile should stay in a core's cache; backward holds four arrays of them.
-FORWARD_TILE, BACKWARD_TILE = 256, 128
+# Positions. Heads go one by one: the logits of a tile of one head, 64 kB, stay next to the core.
+TILE = 128
 
 
-def _cut(x: Float[Array, "b n h d"], tile: int) -> Float[Array, "b i h {tile} d"]:
-    """Tiles of positions, padded with zeros."""
+def _cut(x: Float[Array, "b n h d"]) -> Float[Array, "s i t d"]:
+    """Tiles of positions of each head of each sample, padded with zeros."""
     b, _, h, d = x.shape
-    return pad_positions(x, tile).reshape(b, -1, tile, h, d).swapaxes(2, 3)
+    x = pad_positions(x, TILE).reshape(b, -1, TILE, h, d)
+    return jnp.moveaxis(x, 3, 1).reshape(b * h, -1, TILE, d)
 
 
-def _join(x: Float[Array, "b i h t d"], n: int) -> Float[Array, "b n h d"]:
-    b, _, h, _, d = x.shape
-    return x.swapaxes(2, 3).reshape(b, -1, h, d)[:, :n]
+def _join(x: Float[Array, "s i t d"], like: Float[Array, "b n h d"]):
+    b, n, h, d = like.shape
+    return jnp.moveaxis(x.reshape(b, h, -1, d), 1, 2)[:, :n].astype(like.dtype)
 
 
-def _cut_sums(x: Float[Array, "b h n"], tile: int) -> Float[Array, "b i h {tile}"]:
-    return _cut(x.swapaxes(1, 2)[..., None], tile)[..., 0]
+def _cut_sums(x: Float[Array, "b h n"]) -> Float[Array, "s i t"]:
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, -x.shape[2] % TILE)])
+    return x.reshape(x.shape[0] * x.shape[1], -1, TILE)
+
+
+def _cut_rows(rows: Rows, heads: int) -> Rows:
+    """Descriptors of the tiles of each head."""
+    rows = pad_rows(rows, TILE)
+    return jax.tree.map(lambda x: jnp.repeat(x.reshape(len(x), -1, TILE), heads, 0), rows)
+
+
+def _spans(needed, heads: int):
+    return [jnp.repeat(x, heads, 0) for x in span(needed)]
+
+
+def _needed(queries: Rows, keys: Rows):
+    return needed_tiles(pad_rows(queries, TILE), pad_rows(keys, TILE), TILE, TILE)
 
 
 def _flat(tree):
-    """Samples and tiles as one axis."""
+    """Heads and tiles as one axis."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
-def _logits(q, k, queries: Rows, keys: Rows) -> Float[Array, "h n m"]:
+def _numbers(x):
+    """Of each tile, which sample and head it is of."""
+    return jnp.broadcast_to(jnp.arange(len(x))[:, None], x.shape[:2])
+
+
+def _product(equation: str, x, y):
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+
+
+def _logits(q, k, queries: Rows, keys: Rows) -> Float[Array, "n m"]:
     """Masked logits of a pair of tiles."""
-    logits = jnp.einsum("hnd,hmd->hnm", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(visible(queries, keys), logits, MASKED)
-
-
-def _prepare(q, k, v, queries, keys, tile: int):
-    """Tiles of all inputs, descriptors included, and which pairs of them are needed."""
-    queries, keys = pad_rows(queries, tile), pad_rows(keys, tile)
-    needed = needed_tiles(queries, keys, tile, tile)
-    queries, keys = (
-        jax.tree.map(lambda x: x.reshape(len(x), -1, tile), rows) for rows in (queries, keys)
-    )
-    return _cut(q, tile), _cut(k, tile), _cut(v, tile), queries, keys, needed
+    return jnp.where(visible(queries, keys), _product("nd,md->nm", q, k), MASKED)
 
 
 def _at(tree, *index):
@@ -71,37 +85,30 @@ def forward(
     keys: Rows,
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
     """The answer, and the logarithm of each query's sum of weights."""
-    n = q.shape[1]
-    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys, FORWARD_TILE)
-    samples = jnp.broadcast_to(jnp.arange(len(q))[:, None], q.shape[:2])
+    like, (b, n, h, _) = q, q.shape
+    spans = _spans(_needed(queries, keys), h)
+    q, k, v = _cut(q), _cut(k), _cut(v)
+    queries, keys = _cut_rows(queries, h), _cut_rows(keys, h)
 
     def one(tile):
-        q, queries, sample, first, end = tile
+        q, queries, head, first, end = tile
 
         def visit(j, sums):
             out, total, top = sums
-            logits = _logits(q, k[sample, j], queries, _at(keys, sample, j))
+            logits = _logits(q, k[head, j], queries, _at(keys, head, j))
             highest = jnp.maximum(top, logits.max(-1))
-            weights, scale = jnp.exp(logits - highest[..., None]), jnp.exp(top - highest)
-            values = v[sample, j]
-            more = jnp.einsum(
-                "hnm,hmd->hnd",
-                weights.astype(v.dtype),
-                values,
-                preferred_element_type=jnp.float32,
-            )
-            return out * scale[..., None] + more, total * scale + weights.sum(-1), highest
+            weights, scale = jnp.exp(logits - highest[:, None]), jnp.exp(top - highest)
+            more = _product("nm,md->nd", weights.astype(v.dtype), v[head, j])
+            return out * scale[:, None] + more, total * scale + weights.sum(-1), highest
 
         # Starting halfway between the masked and any real logit gives masked keys no weight.
-        top = jnp.full(q.shape[:2], MASKED / 2)
-        start = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:2]), top)
+        start = jnp.zeros(q.shape, jnp.float32), jnp.zeros(TILE), jnp.full(TILE, MASKED / 2)
         out, total, top = jax.lax.fori_loop(first, end, visit, start)
         total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-        return (out / total[..., None]).astype(q.dtype), top + jnp.log(total)
+        return (out / total[:, None]).astype(q.dtype), top + jnp.log(total)
 
-    out, log_total = jax.lax.map(one, _flat((q, queries, samples, *span(needed))))
-    log_total = log_total.reshape(*q.shape[:4]).swapaxes(1, 2)
-    return _join(out.reshape(q.shape), n), log_total.reshape(*log_total.shape[:2], -1)[..., :n]
+    out, log_total = jax.lax.map(one, _flat((q, queries, _numbers(q), *spans)))
+    return _join(out.reshape(q.shape), like), log_total.reshape(b, h, -1)[..., :n]
 
 
 def backward(
@@ -115,37 +122,31 @@ def backward(
     grad: Float[Array, "b n h d"],
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]]:
     """Gradients of q, k and v; `mean` is each query's sum of grad * answer."""
-    n, m = q.shape[1], k.shape[1]
-    q, k, v, queries, keys, needed = _prepare(q, k, v, queries, keys, BACKWARD_TILE)
-    grad = _cut(grad, BACKWARD_TILE)
-    log_total, mean = (_cut_sums(x, BACKWARD_TILE) for x in (log_total, mean))
-    samples = jnp.broadcast_to(jnp.arange(len(k))[:, None], k.shape[:2])
-
-    def product(equation, x, y):
-        return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+    likes, heads = (q, k, v), q.shape[2]
+    spans = _spans(_needed(queries, keys).swapaxes(1, 2), heads)
+    q, k, v, grad = map(_cut, (q, k, v, grad))
+    log_total, mean = _cut_sums(log_total), _cut_sums(mean)
+    queries, keys = _cut_rows(queries, heads), _cut_rows(keys, heads)
 
     def one(dq, tile):
-        k, v, keys, sample, first, end = tile
+        k, v, keys, head, first, end = tile
 
         def visit(i, sums):
             dq, dk, dv = sums
-            own, own_grad = q[sample, i], grad[sample, i]
-            logits = _logits(own, k, _at(queries, sample, i), keys)
-            weights = jnp.exp(logits - log_total[sample, i][..., None])
-            dlogits = product("hnd,hmd->hnm", own_grad, v) - mean[sample, i][..., None]
+            own, own_grad = q[head, i], grad[head, i]
+            logits = _logits(own, k, _at(queries, head, i), keys)
+            weights = jnp.exp(logits - log_total[head, i][:, None])
+            dlogits = _product("nd,md->nm", own_grad, v) - mean[head, i][:, None]
             dlogits = (weights * dlogits).astype(k.dtype)
-            dv = dv + product("hnm,hnd->hmd", weights.astype(v.dtype), own_grad)
-            dk = dk + product("hnm,hnd->hmd", dlogits, own)
-            return dq.at[sample, i].add(product("hnm,hmd->hnd", dlogits, k)), dk, dv
+            dv = dv + _product("nm,nd->md", weights.astype(v.dtype), own_grad)
+            dk = dk + _product("nm,nd->md", dlogits, own)
+            return dq.at[head, i].add(_product("nm,md->nd", dlogits, k)), dk, dv
 
         zeros = jnp.zeros(k.shape, jnp.float32)
         dq, dk, dv = jax.lax.fori_loop(first, end, visit, (dq, zeros, zeros))
         return dq, (dk.astype(k.dtype), dv.astype(v.dtype))
 
-    tiles = _flat((k, v, keys, samples, *span(needed.swapaxes(1, 2))))
+    tiles = _flat((k, v, keys, _numbers(k), *spans))
     dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(q.shape, jnp.float32), tiles)
-    return (
-        _join(dq, n).astype(q.dtype),
-        _join(dk.reshape(k.shape), m),
-        _join(dv.reshape(v.shape), m),
-    )
+    gradients = dq, dk.reshape(k.shape), dv.reshape(v.shape)
+    return tuple(_join(x, like) for x, like in zip(gradients, likes, strict=True))

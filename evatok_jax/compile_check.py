@@ -110,7 +110,8 @@ def check(
             compiled = traced.program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _refused(str(error), config, topology, len(devices), sample) from error
-    program = Program(compiled.as_text(), [device.coords for device in mesh.devices.flat])
+    places = [getattr(device, "coords", ()) for device in mesh.devices.flat]  # CPUs have none
+    program = Program(compiled.as_text(), places)
     memory = _memory(compiled.memory_analysis())
     if memory["total"] > chip.memory:
         hints = advice(config, len(devices), sample)

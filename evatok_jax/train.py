@@ -160,9 +160,7 @@ class Steps:
         waiting = tuple(group for group, start in self._stage.starts.items() if step <= start)
         key = (groups, waiting, static)
         if key not in self._compiled:
-            fn = make_step(
-                *(self._stage, self._optimizers, groups, static, self._accumulate, waiting)
-            )
+            fn = make_step(self._stage, self._optimizers, groups, static, self._accumulate, waiting)
             self._compiled[key] = jax.jit(
                 fn, donate_argnums=0, out_shardings=(self._shardings, None)
             )

@@ -110,7 +110,7 @@ def check(
             compiled = traced.program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             raise _refused(str(error), config, topology, len(devices), sample) from error
-    places = [getattr(device, "coords", ()) for device in mesh.devices.flat]  # CPUs have none
+    places = [tuple(getattr(d, "coords", ())) for d in mesh.devices.flat]  # CPUs have none
     program = Program(compiled.as_text(), places)
     memory = _memory(compiled.memory_analysis())
     if memory["total"] > chip.memory:
@@ -239,11 +239,13 @@ def _refused(said: str, config, topology: str, chips: int, sample: bool) -> Exce
     if "RESOURCE_EXHAUSTED" not in first or "hbm" not in first.lower():
         return ValueError(f"the compiler refuses {config.name} for {topology}: {first}")
     hints = advice(config, chips, sample)
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", first)
+    size = r"([\d.]+)([KMGT])"
+    found = re.search(rf"Used {size} of {size}|\({size}\) exceeds available HBM \({size}\)", first)
     if not found:
         return DoesNotFit(f"{config.name} does not fit {topology}: {first}. {hints}", topology)
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    needed, usable = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
+    said = [part for part in found.groups() if part]
+    needed, usable = (float(said[i]) * units[said[i + 1]] for i in (0, 2))
     return _too_large(config, topology, needed, usable, hints)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp")
@@ -33,12 +33,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, P())
 
 
-def param_shardings(tree, mesh: Mesh):
+def param_shardings(tree, mesh: Mesh | AbstractMesh):
     """Shardings of parameters and optimiser state, if `fsdp` cuts them at all.
 
     Over as many devices as a cut stays aligned for: those of both axes, of `fsdp`, or of `data`.

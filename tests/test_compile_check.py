@@ -222,6 +222,12 @@ MOSAIC = "INTERNAL: Mosaic failed to compile TPU kernel: Target does not support
             r"it needs 20\.93 GiB",
         ),
         (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (15.90T) exceeds available HBM (15.75G).",
+            15.90 * 2**10,
+            r"it needs 16281\.60 GiB of a chip's 15\.75\. Try ",
+        ),
+        (
             "RESOURCE_EXHAUSTED: TPU TensorCore Hbm usage: 34.82G, SparseCore Hbm usage 174.10G, "
             "exceeding available bytes: 95.74G",
             None,
@@ -357,7 +363,7 @@ def test_the_recipes_step_compiles_for_a_slice():
     top = {"autoencoder", "perceptual", "alignment", "fooling", "judging", "optimiser"}
     assert top <= set(report["parts"])
     assert {"autoencoder/encoder/attend", "autoencoder/decoder"} <= set(report["parts"])
-    assert report["learning"] == ["tokenizer", "discriminator", "alignment"]
+    assert set(report["learning"]) == {"tokenizer", "discriminator", "alignment"}
     assert "all-reduce" in report["collectives"]
 
 
@@ -368,7 +374,9 @@ def test_sampling_compiles_for_a_slice():
     report = check(load_config(TINY), "v5e:2x4", sample=True, batch=2)
     assert report["notes"] == ["a loop that may end early counts to its bound"]
     assert report["global_batch"] == 16 and report["time_ms"]["compiled"] > 0
-    assert not report["collectives"] and {"attend", "ffn", "logits"} <= set(report["parts"])
+    assert not report["collectives"] and {"layers/attend", "layers/ffn", "logits"} <= set(
+        report["parts"]
+    )
 
 
 @pytest.mark.all

@@ -65,15 +65,14 @@ class Stack(nn.Module):
         mesh, params = jax.sharding.get_abstract_mesh(), self.variables["params"]
         cuts = jax.tree.map(_between, params, sharding.param_shardings(params, mesh))
         cast = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 2 else x, params)
-        own = [axis == 0 for axis in self.in_axes]
+        pairs = zip(self.in_axes, args, strict=True)
+        own = [axis == 0 for axis, x in pairs for _ in jax.tree.leaves(x)]
+        args, form = jax.tree.flatten(args)
 
-        def spec(mine, tree):
-            def leaf(x):
-                axis = x.ndim - 1 if mine else 0
-                at = x.ndim > max(axis, mine) and x.shape[axis] == batch
-                return P(*[None] * axis, mesh.axis_names) if at else P()
-
-            return jax.tree.map(leaf, tree)
+        def spec(mine, x):
+            axis = x.ndim - 1 if mine else 0
+            at = x.ndim > max(axis, mine) and x.shape[axis] == batch
+            return P(*[None] * axis, mesh.axis_names) if at else P()
 
         def apply(carry, params, args):
             module = self.layer(*self.arguments, parent=None)
@@ -90,13 +89,14 @@ class Stack(nn.Module):
                 cut, full, mine = each
                 mine = iter(mine)
                 mine = [next(mine) if is_own else a for a, is_own in zip(args, own, strict=True)]
-                return layer(carry, jax.tree.map(_standing_in, full, cut, cuts), mine)
+                params = jax.tree.map(_standing_in, full, cut, cuts)
+                return layer(carry, params, jax.tree.unflatten(form, mine))
 
             mine = [a for a, is_own in zip(args, own, strict=True) if is_own]
             unroll = min(self.unroll, self.length)
             return jax.lax.scan(one, carry, (params, whole, mine), unroll=unroll)[0]
 
-        carried = spec(False, carry)
+        carried = jax.tree.map(lambda x: spec(False, x), carry)
         specs = [spec(*pair) for pair in zip(own, args, strict=True)]
         # Nothing is asserted of which results are the same on which devices: all are cut.
         run = jax.shard_map(
@@ -105,7 +105,7 @@ class Stack(nn.Module):
             out_specs=carried,
             check_vma=False,
         )
-        return run(cast, carry, list(args)), None
+        return run(cast, carry, args), None
 
 
 def _between(x, placed) -> P:

@@ -162,7 +162,7 @@ def _api(args, make) -> dict:
     params = jax.jit(partial(model.init, size=4))(
         KEY, jnp.zeros((1, *G.clip_shape)), jnp.ones((1, G.blocks), jnp.int32)
     )["params"]
-    export = Export("tokenizer", {"tokenizer": description}, {"tokenizer": params}, {})
+    export = Export("tokenizer", {"tokenizer": description}, {"tokenizer": params}, {}, digest="")
     clips, found = np.asarray(_video(4 * args.clips)), {}
     lengths = adaptive(len(clips), np.random.default_rng(0))
     uniform = np.tile(UNIFORM, (len(clips), 1)).astype(np.int32)

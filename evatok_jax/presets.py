@@ -139,10 +139,10 @@ def tokenizer_config(args) -> ConfigDict:
                 router="",  # an export; without one only abstract builds, of `router_size`
                 router_size="tiny" if little else "S",
                 strata=1,
-                # Clips that share a row of tokens, at most, and the steps in which rows grow, in
-                # tokens a clip: docs/ragged.md.
+                # Clips that share a row of tokens, at most, and the steps in which rows grow:
+                # docs/ragged.md.
                 row=1 if little else 8,
-                multiple=g.max_length // (8 if little else 16),
+                multiple=g.max_length // 8,
             ),
             loss=dict(
                 l1=1.0,

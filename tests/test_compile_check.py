@@ -62,7 +62,7 @@ def test_static_sizes_are_those_of_the_rule():
     uniform = load_stage(load_config("configs/webvid_uniform.py:batch=1"))
     assert uniform.static_sizes() == (1024,)
     proxy = load_stage(load_config("configs/webvid_proxy.py:batch=1"))
-    assert proxy.static_sizes() == tuple(range(128, 2049, 128))
+    assert proxy.static_sizes() == tuple(range(256, 2049, 256))
     generator = load_stage(load_config("configs/gpt_b_ucf.py:batch=1"))
     assert generator.static_sizes() == ((),)
 
@@ -75,7 +75,7 @@ def test_static_sizes_are_those_of_the_slices_rows(monkeypatch):
     monkeypatch.setattr(jax, "set_mesh", jax.sharding.use_abstract_mesh)
     config = load_config("configs/webvid_proxy.py:batch=128")
     assert config.lengths.row == 8
-    sizes = ", ".join(str(2 * 128 * n) for n in range(1, 17))
+    sizes = ", ".join(str(256 * n) for n in range(1, 17))
     with pytest.raises(ValueError, match=rf"have \({sizes}\)"):
         check(config, "v5e:8x8", size=1)
 

@@ -157,10 +157,8 @@ class TokenizerStage(BaseStage):
         return tuple(sorted(set(map(self._size, totals))))
 
     def _size(self, fullest: int) -> int:
-        clips = self._clips_of_row()
-        return static_size(
-            fullest, clips * self.config.lengths.multiple, clips * self.geometry.max_length
-        )
+        most = self._clips_of_row() * self.geometry.max_length
+        return static_size(fullest, self.config.lengths.multiple, most)
 
     def prepare(self, frozen, batch, rng):
         """Decides the lengths ahead of the step, for its static size depends on them."""

@@ -244,8 +244,8 @@ def _refused(said: str, config, topology: str, chips: int, sample: bool) -> Exce
     if not found:
         return DoesNotFit(f"{config.name} does not fit {topology}: {first}. {hints}", topology)
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    said = [part for part in found.groups() if part]
-    needed, usable = (float(said[i]) * units[said[i + 1]] for i in (0, 2))
+    parts = [part for part in found.groups() if part]
+    needed, usable = (float(parts[i]) * units[parts[i + 1]] for i in (0, 2))
     return _too_large(config, topology, needed, usable, hints)
 
 

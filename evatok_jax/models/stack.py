@@ -88,9 +88,9 @@ class Stack(nn.Module):
             def one(carry, each):
                 cut, full, mine = each
                 mine = iter(mine)
-                mine = [next(mine) if is_own else a for a, is_own in zip(args, own, strict=True)]
-                params = jax.tree.map(_standing_in, full, cut, cuts)
-                return layer(carry, params, jax.tree.unflatten(form, mine))
+                leaves = [next(mine) if is_own else a for a, is_own in zip(args, own, strict=True)]
+                stood_in = jax.tree.map(_standing_in, full, cut, cuts)
+                return layer(carry, stood_in, jax.tree.unflatten(form, leaves))
 
             mine = [a for a, is_own in zip(args, own, strict=True) if is_own]
             unroll = min(self.unroll, self.length)
